@@ -1,0 +1,2 @@
+//! Files, infotext and 8-bit pictures.
+pub mod infotext;
