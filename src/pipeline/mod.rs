@@ -3,6 +3,7 @@
 //! Nothing here reads the environment, the clock (except to time its own stages), the disk after loading, or a global.
 //! Follows A1111's `processing.py` as written down in the pipeline specification.
 
+pub mod bench;
 pub mod request;
 
 pub use request::{

@@ -8,7 +8,7 @@
 use super::gemm::{NV, micro};
 use super::math::exp;
 use super::simd::Simd;
-use super::{Isa, Kernel, Shared, for_each_task};
+use super::{Isa, Kernel, Shared, count_multiply_adds, for_each_task};
 
 /// Keys of one tile of scores.
 const KEYS: usize = 256;
@@ -49,6 +49,7 @@ pub(crate) fn attention(isa: Isa, q: Heads<'_>, k: Heads<'_>, v: Heads<'_>, shap
     }
     assert_eq!(k.tokens, v.tokens, "attention: keys and values");
     assert_eq!(out.len(), batch * q.tokens * heads * d, "attention: output size");
+    count_multiply_adds(batch * heads * q.tokens * k.tokens * d * 2);
     let nr = NV * isa.lanes();
     let key_len = k.tokens.next_multiple_of(nr) * d;
     let value_panels = d.div_ceil(nr);

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use super::math::{Activation, activate, gelu};
 use super::simd::Simd;
-use super::{Isa, Kernel, Shared, for_each_task};
+use super::{Isa, Kernel, Shared, count_multiply_adds, for_each_task};
 
 /// Vectors a row of the micro-kernel's tile.
 pub(crate) const NV: usize = 2;
@@ -160,6 +160,7 @@ pub(crate) fn gemm(rows: Rows<'_>, w: &Packed, epilogue: Epilogue<'_>, out: &mut
     if m == 0 || w.k == 0 {
         return;
     }
+    count_multiply_adds(m * w.k * w.n);
     let nr = NV * w.isa.lanes();
     let panels = w.data.len() / (w.k * nr);
     let wanted = (8 * rayon::current_num_threads()).div_ceil(panels);

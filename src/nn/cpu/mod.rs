@@ -11,6 +11,7 @@ pub(crate) mod simd;
 
 use std::str::FromStr;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
 use simd::{Portable, Simd};
@@ -133,6 +134,18 @@ unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Out {
 #[target_feature(enable = "avx2,fma")]
 unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Out {
     kernel.run::<simd::Avx2>()
+}
+
+static OPERATIONS: AtomicU64 = AtomicU64::new(0);
+
+/// Floating-point operations (a multiply-add counts two) of all products since the process began.
+#[must_use]
+pub fn operations() -> u64 {
+    OPERATIONS.load(Ordering::Relaxed)
+}
+
+fn count_multiply_adds(n: usize) {
+    OPERATIONS.fetch_add(2 * n as u64, Ordering::Relaxed);
 }
 
 /// Work below this many multiply-adds (or a like effort) runs on the calling thread: waking another costs more.
