@@ -12,6 +12,9 @@ use crate::rng::{Latents, lincomb};
 
 /// CFG++ divides the guidance scale by this.
 const CFG_PLUS_PLUS: f32 = 12.5;
+/// The standard deviation of data, and the factor on timesteps, of the consistency function of latent consistency models.
+const LCM_SIGMA_DATA: f32 = 0.5;
+const LCM_TIMESTEP_SCALE: f32 = 10.0;
 
 /// Whether a call needs the negative prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -273,7 +276,12 @@ impl<N: Network> Denoiser for CfgDenoiser<'_, N> {
             Parameterization::Epsilon => (1.0, -sigma),
             Parameterization::V => (c_in * c_in, -sigma * c_in),
         };
-        let denoise = |output: &Latents| lincomb(&[(keep, x), (take, output)]);
+        let (c_skip, c_out) = match self.sampler {
+            Sampler::Lcm => consistency_scalings(timestep),
+            _ => (0.0, 1.0),
+        };
+        let denoise =
+            |output: &Latents| lincomb(&[(c_skip + c_out * keep, x), (c_out * take, output)]);
         let answer = answer.map(denoise);
         let mut guided = answer.combine();
         if let Some(mask) = &self.guidance.mask {
@@ -293,7 +301,8 @@ impl<N: Network> Denoiser for CfgDenoiser<'_, N> {
             .as_ref()
             .map(|mask| mask.blend(x, self.table.sigma(timestep)));
         let x = masked.as_ref().unwrap_or(x);
-        let alpha = self.table.alphas_cumprod()[timestep.max(0.0) as usize];
+        let alphas = self.table.alphas_cumprod();
+        let alpha = alphas[(timestep.max(0.0) as usize).min(alphas.len() - 1)];
         let (root, noise_root) = (alpha.sqrt(), (1.0 - alpha).sqrt());
         let mut answer = self.ask(x, timestep, timestep)?;
         if self.guidance.parameterization == Parameterization::V {
@@ -355,6 +364,16 @@ impl SkipRules {
         self.below_used |= below && !early;
         early || below
     }
+}
+
+/// `(c_skip, c_out)` of the consistency function (Luo et al. 2023, appendix B).
+fn consistency_scalings(timestep: f32) -> (f32, f32) {
+    let (scaled, variance) = (
+        LCM_TIMESTEP_SCALE * timestep,
+        LCM_SIGMA_DATA * LCM_SIGMA_DATA,
+    );
+    let total = scaled * scaled + variance;
+    (variance / total, scaled / total.sqrt())
 }
 
 impl Mask {

@@ -9,7 +9,7 @@
 )]
 
 use super::options::{InfotextParams, SamplerOptions, python_bool, python_float};
-use super::sampler::{Eta, Family, Flag, Sampler};
+use super::sampler::{Eta, Family, Flag, Sampler, TCD_GAMMA};
 use super::schedule::{SigmaTable, timestep_list};
 use super::scheduler::{ScheduleShape, Scheduler};
 use crate::rng::{Latents, lincomb};
@@ -73,7 +73,11 @@ pub fn plan(
         say("Discard penultimate sigma", python_bool(true));
     }
     let mut schedule_type = scheduler.label();
-    let table = table.clone();
+    let table = if sampler == Sampler::Lcm {
+        table.lcm()
+    } else {
+        table.clone()
+    };
     let mut brownian = (table.sigma_min(), table.sigma_max());
     let levels = match sampler.info().family {
         Family::Timestep => Levels::Timesteps(timestep_list(count)),
@@ -169,6 +173,7 @@ fn describe_solver(sampler: Sampler, options: &SamplerOptions, say: &mut impl Fn
         Eta::Unused => {}
         Eta::Ancestral => number("Eta", sampler.eta(options), 1.0),
         Eta::Ddim => number("Eta DDIM", sampler.eta(options), 0.0),
+        Eta::Tcd => number("Eta", sampler.eta(options), TCD_GAMMA),
     }
     if sampler.has(Flag::Churn) {
         number("Sigma churn", options.s_churn, 0.0);
@@ -177,6 +182,31 @@ fn describe_solver(sampler: Sampler, options: &SamplerOptions, say: &mut impl Fn
     }
     if sampler.has(Flag::Noise) {
         number("Sigma noise", options.s_noise, 1.0);
+    }
+    if sampler == Sampler::UniPc {
+        describe_unipc(options, say);
+    }
+}
+
+fn describe_unipc(options: &SamplerOptions, say: &mut impl FnMut(&str, String)) {
+    let default = SamplerOptions::default();
+    if options.uni_pc_variant != default.uni_pc_variant {
+        say("UniPC variant", options.uni_pc_variant.name().to_string());
+    }
+    if options.uni_pc_skip_type != default.uni_pc_skip_type {
+        say(
+            "UniPC skip type",
+            options.uni_pc_skip_type.name().to_string(),
+        );
+    }
+    if options.uni_pc_order != default.uni_pc_order {
+        say("UniPC order", options.uni_pc_order.to_string());
+    }
+    if options.uni_pc_lower_order_final != default.uni_pc_lower_order_final {
+        say(
+            "UniPC lower order final",
+            python_bool(options.uni_pc_lower_order_final),
+        );
     }
 }
 
@@ -253,6 +283,24 @@ impl Plan {
             Levels::Timesteps(_) => (1.0 - alpha * alpha).sqrt(),
         };
         lincomb(&[(alpha, image), (amount + extra_noise * alpha, noise)])
+    }
+
+    /// The descending noise levels; none for the samplers that count in timesteps.
+    #[must_use]
+    pub fn sigmas(&self) -> &[f32] {
+        match &self.levels {
+            Levels::Sigmas(sigmas) => sigmas,
+            Levels::Timesteps(_) => &[],
+        }
+    }
+
+    /// The ascending timesteps; none for the samplers that count in sigmas.
+    #[must_use]
+    pub fn timesteps(&self) -> &[usize] {
+        match &self.levels {
+            Levels::Timesteps(timesteps) => timesteps,
+            Levels::Sigmas(_) => &[],
+        }
     }
 
     /// Network calls the run is expected to make, as prompt editing and skipping rules count them.
