@@ -10,14 +10,12 @@ use super::plan::Plan;
 use super::sampler::{Flag, Sampler};
 use super::schedule::SigmaTable;
 use super::skip_rules::SkipRules;
+use super::solvers::consistency_scalings;
 use super::{Denoiser, PredictedNoise};
 use crate::rng::{Latents, lincomb};
 
 /// CFG++ divides the guidance scale by this.
 const CFG_PLUS_PLUS: f32 = 12.5;
-/// The standard deviation of data, and the factor on timesteps, of the consistency function of latent consistency models.
-const LCM_SIGMA_DATA: f32 = 0.5;
-const LCM_TIMESTEP_SCALE: f32 = 10.0;
 
 /// Which prediction is shown while the run goes on (`live_preview_content`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -32,7 +30,7 @@ pub enum PreviewContent {
 }
 
 /// How predictions are combined.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Guidance {
     /// Guidance scale; 1 = the prompt alone.
     pub scale: f32,
@@ -42,6 +40,17 @@ pub struct Guidance {
     pub mask: Option<Mask>,
     /// What the observer sees.
     pub preview: PreviewContent,
+}
+
+impl Default for Guidance {
+    fn default() -> Self {
+        Self {
+            scale: 7.0,
+            parameterization: Parameterization::Epsilon,
+            mask: None,
+            preview: PreviewContent::Prompt,
+        }
+    }
 }
 
 /// Called after every network call with its number and a denoised preview.
@@ -232,16 +241,6 @@ impl Answer {
         }
         guided
     }
-}
-
-/// `(c_skip, c_out)` of the consistency function (Luo et al. 2023, appendix B).
-fn consistency_scalings(timestep: f32) -> (f32, f32) {
-    let (scaled, variance) = (
-        LCM_TIMESTEP_SCALE * timestep,
-        LCM_SIGMA_DATA * LCM_SIGMA_DATA,
-    );
-    let total = scaled * scaled + variance;
-    (variance / total, scaled / total.sqrt())
 }
 
 #[cfg(test)]
@@ -441,7 +440,7 @@ mod tests {
         let mut network = script(&[(1.0, 2.0)], 1.0);
         let mut shown = Vec::new();
         let mut denoiser = CfgDenoiser::new(&mut network, guidance(3.0), &plan, |call, x| {
-            shown.push((call, x.data[0]))
+            shown.push((call, x.data[0]));
         });
         assert!(denoiser.denoised(&one(8.0), 1.6155).is_ok());
         assert_eq!(denoiser.denoised(&one(8.0), 14.6146), Err("cancelled"));

@@ -76,7 +76,7 @@ pub enum Eta {
     Ancestral,
     /// `eta_ddim`, written to infotext as `Eta DDIM`.
     Ddim,
-    /// The paper's gamma, [`TCD_GAMMA`] if the request has no `eta`; written to infotext as `Eta`.
+    /// The paper's gamma, 0.3 if the request has no `eta`; written to infotext as `Eta`.
     Tcd,
 }
 

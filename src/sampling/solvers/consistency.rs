@@ -4,6 +4,20 @@ use super::{Run, steps};
 use crate::rng::{Latents, lincomb};
 use crate::sampling::{Denoiser, SigmaTable};
 
+/// The standard deviation of data, and the factor on timesteps, of the consistency function of latent consistency models.
+const LCM_SIGMA_DATA: f32 = 0.5;
+const LCM_TIMESTEP_SCALE: f32 = 10.0;
+
+/// `(c_skip, c_out)` of the consistency function (Luo et al. 2023, appendix B).
+pub(in crate::sampling) fn consistency_scalings(timestep: f32) -> (f32, f32) {
+    let (scaled, variance) = (
+        LCM_TIMESTEP_SCALE * timestep,
+        LCM_SIGMA_DATA * LCM_SIGMA_DATA,
+    );
+    let total = scaled * scaled + variance;
+    (variance / total, scaled / total.sqrt())
+}
+
 /// Latent consistency models (Luo et al. 2023), algorithm 3: fresh noise on clean latents.
 pub(super) fn lcm<D: Denoiser>(
     run: &mut Run<'_, D>,

@@ -17,6 +17,7 @@ mod unipc;
 
 use super::plan::{Plan, Start};
 use super::{Denoiser, Flag, Latents, Sampler, SamplerOptions, StepNoise, lincomb};
+pub(super) use consistency::consistency_scalings;
 use ddim::Renoise;
 use dpm_solver::Limits;
 use dpmpp_sde::Correction;
