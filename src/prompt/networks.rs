@@ -43,7 +43,8 @@ impl ExtraNetwork {
 pub fn extract_extra_networks(prompt: &str) -> (String, Vec<ExtraNetwork>) {
     let mut text = String::with_capacity(prompt.len());
     let mut networks = Vec::new();
-    let mut rest = prompt;
+    // Behind the last `>` no tag can end, so no `<` there is looked at.
+    let (mut rest, tail) = prompt.split_at(prompt.rfind('>').map_or(0, |at| at + 1));
     while let Some(at) = rest.find('<') {
         text.push_str(&rest[..at]);
         rest = &rest[at..];
@@ -56,6 +57,7 @@ pub fn extract_extra_networks(prompt: &str) -> (String, Vec<ExtraNetwork>) {
         }
     }
     text.push_str(rest);
+    text.push_str(tail);
     (text, networks)
 }
 

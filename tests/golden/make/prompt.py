@@ -67,6 +67,7 @@ def schedule(text, base, hires=None, old=False):
     return [[end, text_of(tree, end)] for end in sorted(ends)]
 
 
+EDIT = re.compile(r"\[[^\[\]()|]*:\s*[-+]?[\d.]+(e\d+)?\s*\]|\[[^\[\]():]*\|[^\[\]():]*\]")
 TOKEN = re.compile(r"\\[()\[\]\\]|\\|\(|\[|:\s*([+-]?[.\d]+)\s*\)|\)|]|[^\\()\[\]:]+|:")
 BREAK = re.compile(r"\s*\bBREAK\b\s*")
 
@@ -117,7 +118,7 @@ def main():
     edits = ["[", "[", "]", "]", "(", ")", ":", ":", "|", "a", "b ", " c", "3", "0.5", "1.25", " ", "\\[", "\\", "\n", "é"]
     cases, seen = [], set()
     interesting = 0
-    while len(cases) < 600:
+    while len(cases) < 300:
         # Half of the texts are built from whole constructs, so that they parse.
         if rng.random() < 0.6:
             def build(depth):
@@ -134,6 +135,11 @@ def main():
             continue
         seen.add(text)
         base = schedule(text, 10)
+        # Where the answer of a text that parsed still holds an edit, the parser took a whole construct for stray
+        # brackets. Which texts (1 in 100) that happens in is an accident of the Earley forest and differs between
+        # lark 1.1.2 (A1111's) and 1.3.1, so they are no reference.
+        if len(base) > 1 and any(EDIT.search(answer) for _, answer in base):
+            continue
         if base == [[10, text]]:
             if rng.random() < 0.8:
                 continue
