@@ -65,7 +65,9 @@ pub enum Error {
     #[error("picture cannot be written as PNG")]
     EncodePng(#[from] png::EncodingError),
     /// A JPEG holds at most 64 KiB of metadata.
-    #[error("infotext of {bytes} bytes does not fit into a JPEG, which takes {limit}; use PNG or WebP")]
+    #[error(
+        "infotext of {bytes} bytes does not fit into a JPEG, which takes {limit}; use PNG or WebP"
+    )]
     TextTooLong {
         /// Bytes of the metadata.
         bytes: usize,

@@ -14,8 +14,8 @@ const MAX_ROUNDS: usize = 16;
 
 /// What Windows-1252 has in 0x80 to 0x9f; the five unassigned bytes stand for themselves.
 const WINDOWS_1252_HIGH: [char; 32] = [
-    '€', '\u{81}', '‚', 'ƒ', '„', '…', '†', '‡', 'ˆ', '‰', 'Š', '‹', 'Œ', '\u{8d}', 'Ž', '\u{8f}', '\u{90}', '‘', '’', '“', '”',
-    '•', '–', '—', '˜', '™', 'š', '›', 'œ', '\u{9d}', 'ž', 'Ÿ',
+    '€', '\u{81}', '‚', 'ƒ', '„', '…', '†', '‡', 'ˆ', '‰', 'Š', '‹', 'Œ', '\u{8d}', 'Ž', '\u{8f}',
+    '\u{90}', '‘', '’', '“', '”', '•', '–', '—', '˜', '™', 'š', '›', 'œ', '\u{9d}', 'ž', 'Ÿ',
 ];
 
 /// The character that Windows-1252 has for `byte`.
@@ -31,12 +31,18 @@ fn windows_1252_byte(c: char) -> Option<u8> {
     if let Ok(byte) = u8::try_from(u32::from(c)) {
         return Some(byte);
     }
-    WINDOWS_1252_HIGH.iter().position(|&high| high == c).map(|at| 0x80 + at as u8)
+    WINDOWS_1252_HIGH
+        .iter()
+        .position(|&high| high == c)
+        .map(|at| 0x80 + at as u8)
 }
 
 /// Repairs `text`. Whitespace is neither collapsed nor trimmed.
 pub(crate) fn fix_text(text: &str, entities: &Entities) -> String {
-    if text.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'&') {
+    if text
+        .bytes()
+        .all(|byte| matches!(byte, b' '..=b'~') && byte != b'&')
+    {
         return text.to_string();
     }
     let mut out = String::with_capacity(text.len());
@@ -52,7 +58,11 @@ pub(crate) fn fix_text(text: &str, entities: &Entities) -> String {
 fn fix_line(line: &str, entities: &Entities, unescape: bool) -> String {
     let mut text = line.to_string();
     for _ in 0..MAX_ROUNDS {
-        let mut next = if unescape && text.contains('&') { entities.unescape_strict(&text) } else { text.clone() };
+        let mut next = if unescape && text.contains('&') {
+            entities.unescape_strict(&text)
+        } else {
+            text.clone()
+        };
         next = fix_mojibake(&next);
         next = simplify(&remove_terminal_escapes(&next));
         next = compose(next);
@@ -116,7 +126,11 @@ fn misread_sequence(chars: &[char]) -> Option<(char, usize)> {
         0xf0..=0xf4 => 4,
         _ => return None,
     };
-    let bytes: Vec<u8> = chars.get(..length)?.iter().map_while(|&c| windows_1252_byte(c)).collect();
+    let bytes: Vec<u8> = chars
+        .get(..length)?
+        .iter()
+        .map_while(|&c| windows_1252_byte(c))
+        .collect();
     let decoded = std::str::from_utf8(&bytes).ok()?.chars().next()?;
     (bytes.len() == length).then_some((decoded, length))
 }
@@ -127,8 +141,15 @@ fn remove_terminal_escapes(text: &str) -> String {
     let mut rest = text;
     while let Some(at) = rest.find("\u{1b}[") {
         let body = &rest[at + 2..];
-        let digits = body.bytes().take_while(|byte| byte.is_ascii_digit() || *byte == b';').count();
-        if body.as_bytes().get(digits).is_some_and(u8::is_ascii_alphabetic) {
+        let digits = body
+            .bytes()
+            .take_while(|byte| byte.is_ascii_digit() || *byte == b';')
+            .count();
+        if body
+            .as_bytes()
+            .get(digits)
+            .is_some_and(u8::is_ascii_alphabetic)
+        {
             out.push_str(&rest[..at]);
             rest = &body[digits + 1..];
         } else {
@@ -156,7 +177,13 @@ fn simplify(text: &str) -> String {
             '\u{201c}'..='\u{201f}' => out.push('"'),
             '\u{3000}' => out.push(' '),
             '\u{ff01}'..='\u{ffef}' => out.push_str(&narrow(c)),
-            '\0'..='\u{8}' | '\u{b}' | '\u{e}'..='\u{1f}' | '\u{7f}' | '\u{206a}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffc}' => {}
+            '\0'..='\u{8}'
+            | '\u{b}'
+            | '\u{e}'..='\u{1f}'
+            | '\u{7f}'
+            | '\u{206a}'..='\u{206f}'
+            | '\u{feff}'
+            | '\u{fff9}'..='\u{fffc}' => {}
             _ => match ligature(c) {
                 Some(letters) => out.push_str(letters),
                 None => out.push(c),
