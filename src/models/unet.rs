@@ -49,6 +49,23 @@ pub struct Conditioning {
     label: Tensor,
 }
 
+impl Conditioning {
+    /// Each row `pictures` times in a row: the conditioning of `rows * pictures` batch entries.
+    ///
+    /// # Errors
+    /// When memory runs out.
+    pub fn repeat_rows(self, pictures: usize) -> Result<Self> {
+        if pictures == 1 {
+            return Ok(self);
+        }
+        let rows = self.label.dim(0)?;
+        let index: Vec<u32> = (0..rows * pictures).map(|i| (i / pictures) as u32).collect();
+        let index = Tensor::from_vec(index, rows * pictures, self.label.device())?;
+        let context = self.context.iter().map(|kv| kv.index_select(&index, 0)).collect::<Result<_>>()?;
+        Ok(Self { context, label: self.label.index_select(&index, 0)? })
+    }
+}
+
 /// Sizes every block needs.
 #[derive(Clone, Copy)]
 struct Sizes {
@@ -189,7 +206,7 @@ impl Unet {
         h = run(&self.middle, h, &emb, &mut context, &mut |stage, h| observe(&format!("middle_block.{stage}"), h))?;
         for (i, block) in self.output_blocks.iter().enumerate() {
             let skip = skips.pop().ok_or_else(|| candle_core::Error::msg("more output than input blocks"))?;
-            let joined = concat_channels(&h, &skip)?;
+            let joined = concat_channels(&fit(h, &skip)?, &skip)?;
             h = run(&block.stages, joined, &emb, &mut context, &mut |stage, h| observe(&format!("output_blocks.{i}.{stage}"), h))?;
         }
         self.conv_out.forward(&self.norm_out.forward(&h)?)
@@ -202,6 +219,20 @@ impl Unet {
         let t = Tensor::from_vec(t, (timesteps.len(), self.model_channels), &self.place.device)?.to_dtype(self.place.dtype)?;
         self.time_embed[1].forward_add(&self.time_embed[0].forward(&t)?, label)
     }
+}
+
+/// Brings `h` to the size of `skip` by nearest neighbour: halving and doubling an odd size adds a pixel. A1111 does the same, so
+/// that sizes need only be multiples of 8.
+fn fit(h: Tensor, skip: &Tensor) -> Result<Tensor> {
+    let mut h = h;
+    for axis in [1, 2] {
+        let (from, to) = (h.dim(axis)?, skip.dim(axis)?);
+        if from != to {
+            let index: Vec<u32> = (0..to).map(|i| (i * from / to) as u32).collect();
+            h = h.index_select(&Tensor::from_vec(index, to, h.device())?, axis)?;
+        }
+    }
+    Ok(h)
 }
 
 fn run<'a>(
