@@ -1,0 +1,114 @@
+//! Solvers: one function per sampler, each of (run, latents, noise levels), in the form of k-diffusion's `sampling.py`.
+//!
+//! Notation as in the papers: `sigma` and `next` are the ends of a step, `d = (x - denoised) / sigma` its derivative, `t = -ln
+//! sigma`. Shared algebra has names here. A step begins (for progress) with the latents that its first network call sees.
+
+mod dpmpp;
+mod dpmpp_sde;
+mod euler;
+mod heun;
+
+use super::plan::{Levels, Plan};
+use super::{Denoiser, Latents, Sampler, SamplerOptions, StepNoise, lincomb};
+
+/// What every solver works with.
+struct Run<'a, D> {
+    denoiser: &'a mut D,
+    noise: &'a mut dyn StepNoise,
+    on_step: &'a mut dyn FnMut(usize, &Latents),
+    options: &'a SamplerOptions,
+    eta: f32,
+    s_noise: f32,
+}
+
+/// Carries out a plan from its initial latents.
+///
+/// `on_step` is called when a step begins, with the number of finished steps and the latents entering it.
+///
+/// # Errors
+/// The denoiser's, which ends the run.
+pub fn sample<D: Denoiser>(
+    plan: &Plan,
+    denoiser: &mut D,
+    x: Latents,
+    noise: &mut dyn StepNoise,
+    on_step: &mut dyn FnMut(usize, &Latents),
+) -> Result<Latents, D::Error> {
+    let options = &plan.options;
+    let s_noise = if plan.sampler.has(super::Flag::Noise) {
+        options.s_noise
+    } else {
+        1.0
+    };
+    let run = &mut Run {
+        denoiser,
+        noise,
+        on_step,
+        options,
+        eta: plan.sampler.eta(options),
+        s_noise,
+    };
+    match &plan.levels {
+        Levels::Sigmas(sigmas) => match plan.sampler {
+            Sampler::Euler => euler::euler(run, x, sigmas),
+            Sampler::EulerA => euler::euler_ancestral(run, x, sigmas),
+            Sampler::Heun => heun::heun(run, x, sigmas),
+            Sampler::Dpmpp2M => dpmpp::dpmpp_2m(run, x, sigmas),
+            Sampler::DpmppSde => dpmpp_sde::dpmpp_sde(run, x, sigmas),
+        },
+        Levels::Timesteps(_) => Ok(x),
+    }
+}
+
+impl<D: Denoiser> Run<'_, D> {
+    fn begin(&mut self, step: usize, x: &Latents) {
+        (self.on_step)(step, x);
+    }
+
+    fn denoised(&mut self, x: &Latents, sigma: f32) -> Result<Latents, D::Error> {
+        self.denoiser.denoised(x, sigma)
+    }
+
+    /// The derivative of the probability flow, `(x - denoised) / sigma`.
+    fn derivative(&mut self, x: &Latents, sigma: f32) -> Result<Latents, D::Error> {
+        let denoised = self.denoised(x, sigma)?;
+        Ok(to_d(x, sigma, &denoised))
+    }
+
+    /// Adds independent noise of standard deviation `s_noise * amount`.
+    fn add_noise(&mut self, x: &mut Latents, amount: f32) {
+        x.add_scaled(self.s_noise * amount, &self.noise.independent());
+    }
+
+    /// Adds Brownian noise of a step, of standard deviation `s_noise * amount`.
+    fn add_brownian(&mut self, x: &mut Latents, sigma: f32, next: f32, amount: f32) {
+        x.add_scaled(self.s_noise * amount, &self.noise.brownian(sigma, next));
+    }
+}
+
+/// The steps of a schedule: `(index, sigma, next sigma)`.
+fn steps(sigmas: &[f32]) -> impl Iterator<Item = (usize, f32, f32)> {
+    sigmas
+        .windows(2)
+        .enumerate()
+        .map(|(i, pair)| (i, pair[0], pair[1]))
+}
+
+fn to_d(x: &Latents, sigma: f32, denoised: &Latents) -> Latents {
+    x.zip(denoised, |x, denoised| (x - denoised) / sigma)
+}
+
+/// The deterministic target and the noise to add for an ancestral step, `(down, up)` with `down^2 + up^2 = to^2`.
+fn ancestral_step(from: f32, to: f32, eta: f32) -> (f32, f32) {
+    if eta == 0.0 {
+        return (to, 0.0);
+    }
+    let up = to.min(eta * (to * to * (from * from - to * to) / (from * from)).sqrt());
+    ((to * to - up * up).sqrt(), up)
+}
+
+/// An exact step of `x' = (x - denoised) / sigma` with `denoised` held, in the form of DPM-Solver++.
+fn exponential_step(x: &Latents, denoised: &Latents, sigma: f32, next: f32) -> Latents {
+    let h = sigma.ln() - next.ln();
+    lincomb(&[(next / sigma, x), (-(-h).exp_m1(), denoised)])
+}
