@@ -122,7 +122,7 @@ impl IntoResponse for ApiError {
 }
 
 fn engine_answer(error: &engine::Error) -> Response {
-    let message = error.to_string();
+    let message = with_causes(error);
     let (status, class) = match error {
         engine::Error::ShuttingDown | engine::Error::QueueFull { .. } => {
             let mut response = shape(StatusCode::SERVICE_UNAVAILABLE, "HTTPException", &message, &message);
@@ -150,6 +150,18 @@ fn engine_answer(error: &engine::Error) -> Response {
         | engine::Error::Panicked(_) => (StatusCode::INTERNAL_SERVER_ERROR, "RuntimeError"),
     };
     shape(status, class, &message, &message)
+}
+
+/// An error's sentence followed by those of its causes.
+#[must_use]
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }
 
 fn is_out_of_memory(error: &candle_core::Error) -> bool {

@@ -1,24 +1,24 @@
 //! From finished pictures to the answer: encoding, base64, files, the `info` text.
 //!
-//! Runs on blocking threads, off the device thread: the next job starts while the last one is encoded. A file is written whole
-//! under a number nobody else has, or not at all.
+//! Runs on blocking threads, off the device thread: the next job starts while the last one is encoded. Names and the grid rule
+//! follow A1111's `processing.py` and `images.py`; the primitives are those of `imaging`.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use image::RgbImage;
+use image::{Rgb, RgbImage};
 use serde_json::{Map, Value, json};
 
-use super::error::ApiError;
-use super::grid::{Layout, contact_sheet};
+use super::error::{ApiError, with_causes};
 use super::options::Options;
 use super::resolve::Prepared;
-use super::vocabulary::{self, Format};
 use crate::config::VERSION_TEXT;
 use crate::engine::Outcome;
+use crate::imaging::infotext::python_float;
+use crate::imaging::naming::{NameContext, apply_pattern};
+use crate::imaging::{self, EncodeOptions, Encoded, Format, GridShape, SaveRequest};
+use crate::pipeline::GeneratedImage;
 
 /// Encodes, saves and describes the pictures of a job: the whole body of the answer.
 ///
@@ -26,144 +26,145 @@ use crate::engine::Outcome;
 /// A picture cannot be encoded or a file cannot be written.
 pub fn answer(prepared: &Prepared, outcome: &Outcome, data_dir: &Path) -> Result<Value, ApiError> {
     let options = &prepared.options;
-    let mut pictures = encode_all(prepared, outcome)?;
-    if prepared.request.save_images && options.flag("samples_save") {
-        save(prepared, outcome, &pictures, data_dir)?;
+    let images = &outcome.generated.images;
+    let mut files = Vec::with_capacity(images.len() + 1);
+    for image in images {
+        files.push(encode(options, prepared.format, &image.image, &image.infotext)?);
     }
-    let mut first = 0;
-    if wants_grid(prepared, outcome) {
-        let grid = grid_picture(prepared, outcome)?;
+    if prepared.request.save_images && options.flag("samples_save") {
+        save_all(prepared, outcome, &files, data_dir)?;
+    }
+    let mut infotexts: Vec<&str> = images.iter().map(|image| image.infotext.as_str()).collect();
+    let has_grid = wants_grid(prepared, outcome);
+    if has_grid {
+        let grid = grid_file(prepared, outcome)?;
         if options.flag("grid_save") {
             save_grid(options, &grid, data_dir)?;
         }
-        pictures.insert(0, grid);
-        first = 1;
+        infotexts.insert(0, infotexts[0]);
+        files.insert(0, grid);
     }
-    let infotexts: Vec<&str> = pictures.iter().map(|picture| picture.infotext.as_str()).collect();
-    let info = info(prepared, outcome, &infotexts, first);
-    let images: Vec<String> = if prepared.request.send_images {
-        pictures.iter().map(|picture| STANDARD.encode(&picture.bytes)).collect()
-    } else {
-        Vec::new()
-    };
+    let info = info(prepared, outcome, &infotexts, usize::from(has_grid));
+    let send = prepared.request.send_images;
+    let images: Vec<String> = files.iter().filter(|_| send).map(|file| STANDARD.encode(&file.bytes)).collect();
     Ok(json!({ "images": images, "parameters": prepared.wire, "info": info.to_string() }))
 }
 
-/// A picture file in memory.
-struct Picture {
-    bytes: Vec<u8>,
-    infotext: String,
-    seed: u64,
-}
-
-fn encode_all(prepared: &Prepared, outcome: &Outcome) -> Result<Vec<Picture>, ApiError> {
-    let picture = |image: &crate::pipeline::GeneratedImage| {
-        let bytes = encode(&prepared.options, prepared.format, &image.image, &image.infotext)?;
-        Ok(Picture { bytes, infotext: image.infotext.clone(), seed: image.seed })
+fn encode(options: &Options, format: Format, image: &RgbImage, infotext: &str) -> Result<Encoded, ApiError> {
+    let how = EncodeOptions {
+        format,
+        jpeg_quality: options.int("jpeg_quality").clamp(1, 100) as u8,
+        infotext: options.flag("enable_pnginfo").then_some(infotext),
+        ..EncodeOptions::default()
     };
-    outcome.generated.images.iter().map(picture).collect()
-}
-
-fn encode(options: &Options, format: Format, image: &RgbImage, infotext: &str) -> Result<Vec<u8>, ApiError> {
-    let text = options.flag("enable_pnginfo").then_some(infotext);
-    let quality = options.int("jpeg_quality").clamp(1, 100) as u8;
-    vocabulary::encode(image, format, quality, text).map_err(|error| {
-        ApiError::failure("ValueError", format!("picture cannot be encoded as `{format}`: {error}"))
-    })
+    imaging::encode(image, &how).map_err(|error| ApiError::failure("ValueError", with_causes(&error)))
 }
 
 /// A1111's rule: only for saved jobs of more than one picture.
 fn wants_grid(prepared: &Prepared, outcome: &Outcome) -> bool {
     let (options, count) = (&prepared.options, outcome.generated.images.len());
-    prepared.request.save_images && options.flag("return_grid") && count > usize::from(options.flag("grid_only_if_multiple"))
+    let fewest = if options.flag("grid_only_if_multiple") { 2 } else { 1 };
+    prepared.request.save_images && options.flag("return_grid") && count >= fewest
 }
 
-fn grid_picture(prepared: &Prepared, outcome: &Outcome) -> Result<Picture, ApiError> {
+fn grid_file(prepared: &Prepared, outcome: &Outcome) -> Result<Encoded, ApiError> {
     let options = &prepared.options;
-    let images: Vec<&RgbImage> = outcome.generated.images.iter().map(|image| &image.image).collect();
-    let layout = Layout {
-        rows: options.int("n_rows"),
-        prevent_empty_spots: options.flag("grid_prevent_empty_spots"),
-        batch_size: prepared.job.request.batch_size,
+    let shape = match options.int("n_rows") {
+        rows if rows > 0 => GridShape::Rows(rows as usize),
+        0 => GridShape::Rows(prepared.job.request.batch_size),
+        _ if options.flag("grid_prevent_empty_spots") => GridShape::Full,
+        _ => GridShape::Square,
     };
-    let first = outcome.generated.images.first();
-    let infotext = first.map(|image| image.infotext.clone()).unwrap_or_default();
-    let format = Format::find(options.text("grid_format")).unwrap_or(Format::Png);
-    let bytes = encode(options, format, &contact_sheet(&images, layout), &infotext)?;
-    Ok(Picture { bytes, infotext, seed: first.map_or(0, |image| image.seed) })
+    let pictures: Vec<RgbImage> = outcome.generated.images.iter().map(|image| image.image.clone()).collect();
+    let grid = imaging::grid(&pictures, shape, Rgb([255; 3]))
+        .map_err(|error| ApiError::failure("ValueError", with_causes(&error)))?;
+    let infotext = outcome.generated.images.first().map(|image| image.infotext.as_str()).unwrap_or_default();
+    let format = options.text("grid_format").parse().unwrap_or_default();
+    encode(options, format, &grid, infotext)
 }
 
-fn save(prepared: &Prepared, outcome: &Outcome, pictures: &[Picture], data_dir: &Path) -> Result<(), ApiError> {
+fn save_all(prepared: &Prepared, outcome: &Outcome, files: &[Encoded], data_dir: &Path) -> Result<(), ApiError> {
     let options = &prepared.options;
-    let directory = output_dir(data_dir, options.text("outdir_txt2img_samples"), options.flag("save_to_dirs"));
+    let batch_size = prepared.job.request.batch_size;
     // The batch that an interrupt cut short is not kept, unless asked for.
-    let complete = if options.flag("save_incomplete_images") {
-        pictures.len()
-    } else {
-        outcome.finished_batches * prepared.job.request.batch_size
+    let complete = if options.flag("save_incomplete_images") { files.len() } else { outcome.finished_batches * batch_size };
+    let by_date = options.flag("save_to_dirs");
+    let pattern = match (options.text("samples_filename_pattern"), by_date) {
+        ("", true) => "[seed]",
+        ("", false) => "[seed]-[prompt_spaces]",
+        (pattern, _) => pattern,
     };
-    for picture in pictures.iter().take(complete) {
-        let path = save_numbered(&directory, &picture.seed.to_string(), prepared.format, &picture.bytes)
-            .map_err(|error| not_written(&directory, &error))?;
-        if options.flag("save_txt") {
-            let text = path.with_extension("txt");
-            fs::write(&text, &picture.infotext).map_err(|error| not_written(&text, &error))?;
-        }
+    for (index, (file, image)) in files.iter().zip(&outcome.generated.images).take(complete).enumerate() {
+        let cfg_scale = python_float(prepared.request.cfg_scale);
+        let context = name_context(prepared, outcome, image, index, &cfg_scale);
+        save_file(&SaveRequest {
+            root: &data_dir.join(options.text("outdir_txt2img_samples")),
+            subdirectory: &directory(options, by_date, &context),
+            basename: "",
+            stem: &apply_pattern(pattern, &context),
+            numbered: options.flag("save_images_add_number"),
+            extension: file.format.extension(),
+            bytes: &file.bytes,
+            sidecar: options.flag("save_txt").then_some(&image.infotext),
+        })?;
     }
     Ok(())
 }
 
-fn save_grid(options: &Options, grid: &Picture, data_dir: &Path) -> Result<(), ApiError> {
-    let directory = output_dir(data_dir, options.text("outdir_txt2img_grids"), options.flag("grid_save_to_dirs"));
-    let format = Format::find(options.text("grid_format")).unwrap_or(Format::Png);
-    let write = || {
-        fs::create_dir_all(&directory)?;
-        let taken = fs::read_dir(&directory)?.flatten().filter_map(|entry| {
-            entry.file_name().to_str()?.strip_prefix("grid-")?.split(['.', '-']).next()?.parse::<u32>().ok()
-        });
-        let first = taken.max().map_or(0, |number| number + 1);
-        claim(first, |number| directory.join(format!("grid-{number:04}.{format}")), &grid.bytes)
-    };
-    write().map(drop).map_err(|error| not_written(&directory, &error))
-}
-
-fn output_dir(data_dir: &Path, option: &str, by_date: bool) -> PathBuf {
-    let directory = data_dir.join(option);
-    if by_date { directory.join(chrono::Local::now().format("%Y-%m-%d").to_string()) } else { directory }
-}
-
-/// Writes `<NNNNN>-<name>.<ext>` under the next free number, creating the directory.
-///
-/// # Errors
-/// The directory or file cannot be written; nothing is left behind.
-pub fn save_numbered(directory: &Path, name: &str, format: Format, bytes: &[u8]) -> io::Result<PathBuf> {
-    fs::create_dir_all(directory)?;
-    let first = vocabulary::next_number(directory);
-    claim(first, |number| directory.join(format!("{number:05}-{name}.{format}")), bytes)
-}
-
-/// Writes to the first path that nobody has, counting up from `first`.
-fn claim(first: u32, path: impl Fn(u32) -> PathBuf, bytes: &[u8]) -> io::Result<PathBuf> {
-    let mut number = first;
-    loop {
-        let path = path(number);
-        match OpenOptions::new().write(true).create_new(true).open(&path) {
-            Ok(file) => return fill(file, &path, bytes).map(|()| path),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && number < u32::MAX => number += 1,
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-fn fill(mut file: File, path: &Path, bytes: &[u8]) -> io::Result<()> {
-    file.write_all(bytes).inspect_err(|_| {
-        // The write error is the one to report, whatever becomes of the torn file.
-        let _ = fs::remove_file(path);
+fn save_grid(options: &Options, grid: &Encoded, data_dir: &Path) -> Result<(), ApiError> {
+    let context = NameContext { time: chrono::Local::now().fixed_offset(), ..NameContext::default() };
+    save_file(&SaveRequest {
+        root: &data_dir.join(options.text("outdir_txt2img_grids")),
+        subdirectory: &directory(options, options.flag("grid_save_to_dirs"), &context),
+        basename: "grid",
+        stem: "",
+        numbered: true,
+        extension: grid.format.extension(),
+        bytes: &grid.bytes,
+        sidecar: None,
     })
 }
 
-fn not_written(path: &Path, error: &io::Error) -> ApiError {
-    ApiError::failure("OSError", format!("cannot write to `{}`: {error}", path.display()))
+fn save_file(request: &SaveRequest<'_>) -> Result<(), ApiError> {
+    imaging::save(request).map(drop).map_err(|error| ApiError::failure("OSError", with_causes(&error)))
+}
+
+fn directory(options: &Options, by_date: bool, context: &NameContext<'_>) -> String {
+    if by_date { apply_pattern(options.text("directories_filename_pattern"), context) } else { String::new() }
+}
+
+fn name_context<'a>(
+    prepared: &'a Prepared,
+    outcome: &'a Outcome,
+    image: &'a GeneratedImage,
+    index: usize,
+    cfg_scale: &'a str,
+) -> NameContext<'a> {
+    let job = &prepared.job.request;
+    NameContext {
+        seed: image.seed,
+        all_seeds: &outcome.generated.seeds,
+        steps: job.steps,
+        cfg_scale,
+        size: image.image.dimensions(),
+        sampler: job.sampler.label(),
+        scheduler: job.scheduler.label(),
+        model_hash: outcome.model.shorthash(),
+        model_name: &outcome.model.name,
+        vae_filename: outcome.model.vae_name.as_deref().unwrap_or_default(),
+        time: chrono::Local::now().fixed_offset(),
+        job_timestamp: &outcome.job_timestamp,
+        prompt: &job.prompt,
+        prompt_no_styles: &prepared.request.prompt,
+        negative_prompt: &job.negative_prompt,
+        pixels: image.image.as_raw(),
+        batch_index: index % job.batch_size,
+        batch_size: job.batch_size,
+        iteration: index / job.batch_size,
+        batch_count: job.batch_count,
+        clip_skip: job.clip_skip,
+        ..NameContext::default()
+    }
 }
 
 /// The `info` object, exactly A1111 1.10's keys in its order.
@@ -184,7 +185,7 @@ fn info(prepared: &Prepared, outcome: &Outcome, infotexts: &[&str], index_of_fir
     put("subseed_strength", json!(request.subseed_strength));
     put("width", json!(request.width));
     put("height", json!(request.height));
-    put("sampler_name", json!(vocabulary::sampler_label(job.sampler)));
+    put("sampler_name", json!(job.sampler.label()));
     put("cfg_scale", json!(request.cfg_scale));
     put("steps", json!(request.steps));
     put("batch_size", json!(request.batch_size));
@@ -197,7 +198,7 @@ fn info(prepared: &Prepared, outcome: &Outcome, infotexts: &[&str], index_of_fir
     put("seed_resize_from_w", wire.get("seed_resize_from_w").cloned().unwrap_or_default());
     put("seed_resize_from_h", wire.get("seed_resize_from_h").cloned().unwrap_or_default());
     put("denoising_strength", json!(request.denoising_strength));
-    put("extra_generation_params", Value::Object(vocabulary::params_json(&generated.extra_params)));
+    put("extra_generation_params", json!(generated.extra_params));
     put("index_of_first_image", json!(index_of_first_image));
     put("infotexts", json!(infotexts));
     put("styles", json!(request.styles.clone().unwrap_or_default()));
@@ -206,20 +207,4 @@ fn info(prepared: &Prepared, outcome: &Outcome, infotexts: &[&str], index_of_fir
     put("is_using_inpainting_conditioning", json!(false));
     put("version", json!(VERSION_TEXT));
     Value::Object(info)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_count_up_from_the_highest_and_never_overwrite() {
-        let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("00041-7.png"), b"old").unwrap();
-        let path = save_numbered(dir.path(), "9", Format::Png, b"new").unwrap();
-        assert_eq!(path.file_name().unwrap(), "00042-9.png");
-        let again = claim(42, |n| dir.path().join(format!("{n:05}-9.png")), b"third").unwrap();
-        assert_eq!(again.file_name().unwrap(), "00043-9.png");
-        assert_eq!(fs::read(path).unwrap(), b"new");
-    }
 }

@@ -9,12 +9,12 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use super::body::Body;
-use super::error::ApiError;
+use super::error::{ApiError, with_causes};
 use super::types::{TASK_PROGRESS, text};
-use super::vocabulary::{self, Format};
 use super::{App, blocking, fields};
 use crate::engine::status::Status;
 use crate::engine::worker::Preview;
+use crate::imaging::{self, EncodeOptions, Format};
 
 /// `GET /sdapi/v1/progress`: exactly A1111's five keys; all zeros when idle.
 ///
@@ -25,7 +25,7 @@ pub async fn progress(State(app): State<Arc<App>>, RawQuery(query): RawQuery) ->
     let status = app.engine.status();
     let mut current_image = Value::Null;
     if !skip_image && status.running.is_some() {
-        let format = Format::find(app.options.snapshot().text("samples_format")).unwrap_or(Format::Png);
+        let format = app.options.snapshot().text("samples_format").parse().unwrap_or_default();
         current_image = encode_preview(&app, format).await?.map_or(Value::Null, |(base64, _)| Value::String(base64));
     }
     Ok(Json(json!({
@@ -72,13 +72,11 @@ pub async fn task_progress(State(app): State<Arc<App>>, Body(body): Body) -> Res
     let mut id_live_preview = -1;
     if active && model.get("live_preview").and_then(Value::as_bool).unwrap_or(true) {
         id_live_preview = seen;
-        let name = app.options.snapshot().text("live_previews_image_format").to_string();
-        let format = Format::find(&name).unwrap_or(Format::Png);
+        let format: Format = app.options.snapshot().text("live_previews_image_format").parse().unwrap_or_default();
         if let Some((base64, number)) = encode_preview(&app, format).await?
             && number != seen
         {
-            let mime = if format == Format::Jpeg { "jpeg" } else { format.extension() };
-            live_preview = Value::String(format!("data:image/{mime};base64,{base64}"));
+            live_preview = Value::String(format!("data:{};base64,{base64}", format.mime()));
             id_live_preview = number;
         }
     }
@@ -127,8 +125,9 @@ fn state(status: &Status) -> Value {
 async fn encode_preview(app: &Arc<App>, format: Format) -> Result<Option<(String, i64)>, ApiError> {
     let Some(Preview { id, image }) = app.engine.preview() else { return Ok(None) };
     let encode = move || {
-        let bytes = vocabulary::encode(&image, format, 80, None).map_err(|e| ApiError::failure("ValueError", e))?;
-        Ok(Some((STANDARD.encode(bytes), id as i64)))
+        let encoded = imaging::encode(&*image, &EncodeOptions { format, ..EncodeOptions::default() })
+            .map_err(|error| ApiError::failure("ValueError", with_causes(&error)))?;
+        Ok(Some((STANDARD.encode(encoded.bytes), id as i64)))
     };
     blocking(encode).await
 }

@@ -8,11 +8,12 @@ use super::App;
 use super::error::{ApiError, Problem};
 use super::options::{self, Options};
 use super::types::Txt2Img;
-use super::vocabulary::{self, Format};
+use super::{styles, vocabulary};
 use crate::config::VERSION_TEXT;
 use crate::engine::limits::{Numbers, check, resolve_seed};
 use crate::engine::models::{Selection, VaeChoice};
 use crate::engine::{self, Job};
+use crate::imaging::Format;
 use crate::pipeline::GenerateRequest;
 use crate::pipeline::request::InfotextOptions;
 
@@ -42,11 +43,10 @@ pub fn prepare(app: &App, wire: Map<String, Value>) -> Result<Prepared, ApiError
     refuse_unsupported(&request)?;
     refuse_scripts(&request)?;
     let options = options_in_force(app, &request)?;
-    let format = Format::find(options.text("samples_format")).ok_or_else(|| {
-        let name = options.text("samples_format");
-        ApiError::bad_request(format!("unknown `samples_format`: `{name}`; valid: `png`, `jpg`, `webp`"))
-    })?;
-    let generate = build_request(&request, &options)?;
+    let format: Format =
+        options.text("samples_format").parse().map_err(|error: crate::imaging::Error| ApiError::bad_request(error.to_string()))?;
+    let (prompt, negative_prompt) = styled(app, &request);
+    let generate = build_request(&request, prompt, negative_prompt, &options)?;
     let model = select(app, &options)?;
     let preview_every =
         if options.flag("live_previews_enable") { options.int("show_progress_every_n_steps").max(0) as usize } else { 0 };
@@ -177,22 +177,34 @@ fn options_in_force(app: &App, request: &Txt2Img) -> Result<Options, ApiError> {
     Ok(in_force)
 }
 
-fn build_request(request: &Txt2Img, options: &Options) -> Result<GenerateRequest, ApiError> {
+/// Prompts with the request's styles; unknown names are ignored, as in A1111.
+fn styled(app: &App, request: &Txt2Img) -> (String, String) {
+    let wanted = request.styles.as_deref().unwrap_or_default();
+    let known = if wanted.is_empty() { Vec::new() } else { styles::load(&app.config) };
+    let chosen: Vec<_> = wanted.iter().filter_map(|name| known.iter().find(|style| style.name == *name)).collect();
+    let texts = |pick: fn(&crate::prompt::styles::Style) -> &str| chosen.iter().map(|style| pick(style)).collect::<Vec<_>>();
+    let prompt = crate::prompt::apply_styles(&request.prompt, &texts(|style| &style.prompt));
+    let negative_prompt = crate::prompt::apply_styles(&request.negative_prompt, &texts(|style| &style.negative_prompt));
+    (prompt, negative_prompt)
+}
+
+fn build_request(
+    request: &Txt2Img,
+    prompt: String,
+    negative_prompt: String,
+    options: &Options,
+) -> Result<GenerateRequest, ApiError> {
     let wanted = request.sampler_name.as_deref().filter(|name| !name.is_empty()).unwrap_or(&request.sampler_index);
-    let (sampler, suffix) = vocabulary::find_sampler(wanted)
-        .ok_or_else(|| unknown_name("sampler", wanted, &vocabulary::sampler_labels()))?;
+    let (sampler, suffix) = vocabulary::find_sampler(wanted).map_err(ApiError::bad_request)?;
     let scheduler = match (suffix, request.scheduler.as_deref().filter(|name| !name.is_empty())) {
         (Some(scheduler), _) => scheduler,
         (None, None) => crate::sampling::Scheduler::Automatic,
-        (None, Some(name)) => vocabulary::find_scheduler(name)
-            .ok_or_else(|| unknown_name("scheduler", name, &vocabulary::scheduler_labels()))?,
+        (None, Some(name)) => vocabulary::find_scheduler(name).map_err(ApiError::bad_request)?,
     };
-    let noise_source = options.text("randn_source");
-    let emphasis = options.text("emphasis");
     let resize = (request.seed_resize_from_w, request.seed_resize_from_h);
     Ok(GenerateRequest {
-        prompt: request.prompt.clone(),
-        negative_prompt: request.negative_prompt.clone(),
+        prompt,
+        negative_prompt,
         seed: resolve_seed(request.seed),
         subseed: resolve_seed(request.subseed),
         subseed_strength: request.subseed_strength as f32,
@@ -207,10 +219,8 @@ fn build_request(request: &Txt2Img, options: &Options) -> Result<GenerateRequest
         batch_size: request.batch_size as usize,
         batch_count: request.n_iter as usize,
         clip_skip: options.int("CLIP_stop_at_last_layers").clamp(1, 12) as usize,
-        noise_source: vocabulary::find_noise_source(noise_source)
-            .ok_or_else(|| unknown_name("`randn_source`", noise_source, &["GPU", "CPU", "NV"]))?,
-        emphasis: vocabulary::find_emphasis(emphasis)
-            .ok_or_else(|| unknown_name("`emphasis`", emphasis, &["None", "Ignore", "Original", "No norm"]))?,
+        noise_source: vocabulary::find_noise_source(options.text("randn_source")).map_err(ApiError::bad_request)?,
+        emphasis: vocabulary::find_emphasis(options.text("emphasis")).map_err(ApiError::bad_request)?,
         tiling: request.tiling.unwrap_or_else(|| options.flag("tiling")),
         keep_latents: false,
         infotext: InfotextOptions {
@@ -220,17 +230,4 @@ fn build_request(request: &Txt2Img, options: &Options) -> Result<GenerateRequest
             cfg_scale_as_int: false,
         },
     })
-}
-
-/// 400 with every valid name.
-fn unknown_name(what: &str, name: &str, valid: &[&str]) -> ApiError {
-    ApiError::bad_request(unknown_name_text(what, name, valid))
-}
-
-/// `unknown sampler: `x`; valid: `a`, `b``, for the API and the command line.
-#[must_use]
-pub fn unknown_name_text(what: &str, name: &str, valid: &[&str]) -> String {
-    let valid: Vec<String> = valid.iter().map(|name| format!("`{name}`")).collect();
-    let shown: String = name.chars().take(100).collect();
-    format!("unknown {what}: `{shown}`; valid: {}", valid.join(", "))
 }

@@ -1,214 +1,148 @@
-//! The words of the layers below, as the API spells them: samplers, schedulers, noise sources, picture files.
+//! The words of the layers below, as the API and the command line spell them: samplers, schedulers, their options, and the
+//! fields of an infotext.
 //!
-//! The one file of the outer rooms that knows how `sampling`, `prompt`, `rng` and `imaging` name things.
+//! The one file of the outer rooms that knows how `sampling`, `prompt` and `rng` name things.
 
-use std::fmt;
-use std::path::Path;
-
-use image::ImageEncoder;
-use image::RgbImage;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::options::Options;
 use super::types::Txt2Img;
-use crate::imaging::infotext::Params;
-use crate::prompt::Emphasis;
+use crate::imaging::infotext::{Completion, parse};
+use crate::prompt::{Emphasis, parse_attention};
 use crate::rng::NoiseSource;
-use crate::sampling::{Sampler, SamplerOptions, Scheduler};
-
-const SAMPLERS: &[(Sampler, &str, &[&str])] = &[(Sampler::Euler, "Euler", &["k_euler"])];
-const SCHEDULERS: &[(Scheduler, &str, &str)] = &[(Scheduler::Automatic, "automatic", "Automatic")];
+use crate::sampling::{Sampler, SamplerOptions, Scheduler, UniPcSkip, UniPcVariant};
 
 /// Finds a sampler by label or alias in any letter case, with the scheduler its name may end in.
-#[must_use]
-pub fn find_sampler(name: &str) -> Option<(Sampler, Option<Scheduler>)> {
-    let matches = |label: &str| label.eq_ignore_ascii_case(name);
-    let row = SAMPLERS.iter().find(|(_, label, aliases)| matches(label) || aliases.iter().any(|alias| matches(alias)))?;
-    Some((row.0, None))
+///
+/// # Errors
+/// A sentence with every valid name.
+pub fn find_sampler(name: &str) -> Result<(Sampler, Option<Scheduler>), String> {
+    Sampler::find_with_scheduler(name.trim()).ok_or_else(|| unknown("sampler", name, Sampler::all().map(Sampler::label)))
 }
 
 /// Finds a scheduler by name, label or alias in any letter case.
-#[must_use]
-pub fn find_scheduler(name: &str) -> Option<Scheduler> {
-    let row = SCHEDULERS.iter().find(|(_, short, label)| short.eq_ignore_ascii_case(name) || label.eq_ignore_ascii_case(name));
-    row.map(|row| row.0)
-}
-
-/// A1111's label of a sampler.
-#[must_use]
-pub fn sampler_label(sampler: Sampler) -> &'static str {
-    SAMPLERS.iter().find(|row| row.0 == sampler).map_or("", |row| row.1)
-}
-
-/// Labels of all samplers, in A1111's order.
-#[must_use]
-pub fn sampler_labels() -> Vec<&'static str> {
-    SAMPLERS.iter().map(|row| row.1).collect()
-}
-
-/// Labels of all schedulers, in A1111's order.
-#[must_use]
-pub fn scheduler_labels() -> Vec<&'static str> {
-    SCHEDULERS.iter().map(|row| row.2).collect()
-}
-
-/// `GET /sdapi/v1/samplers`.
-#[must_use]
-pub fn samplers_json() -> Value {
-    SAMPLERS.iter().map(|(_, name, aliases)| json!({ "name": name, "aliases": aliases, "options": {} })).collect()
-}
-
-/// `GET /sdapi/v1/schedulers`.
-#[must_use]
-pub fn schedulers_json() -> Value {
-    let row = |(_, name, label): &(Scheduler, &str, &str)| {
-        json!({ "name": name, "label": label, "aliases": null, "default_rho": -1.0, "need_inner_model": false })
-    };
-    SCHEDULERS.iter().map(row).collect()
+///
+/// # Errors
+/// A sentence with every valid name.
+pub fn find_scheduler(name: &str) -> Result<Scheduler, String> {
+    Scheduler::find(name.trim()).ok_or_else(|| unknown("scheduler", name, Scheduler::all().map(Scheduler::label)))
 }
 
 /// The option `randn_source`.
-#[must_use]
-pub fn find_noise_source(name: &str) -> Option<NoiseSource> {
-    match name.to_ascii_lowercase().as_str() {
-        "gpu" => Some(NoiseSource::Gpu),
-        "cpu" => Some(NoiseSource::Cpu),
-        "nv" => Some(NoiseSource::Nv),
-        _ => None,
-    }
+///
+/// # Errors
+/// A sentence with every valid name.
+pub fn find_noise_source(name: &str) -> Result<NoiseSource, String> {
+    name.parse().map_err(|_| unknown("noise source", name, NoiseSource::ALL.into_iter().map(NoiseSource::label)))
 }
 
 /// The option `emphasis`.
-#[must_use]
-pub fn find_emphasis(name: &str) -> Option<Emphasis> {
-    name.eq_ignore_ascii_case("original").then_some(Emphasis::Original)
-}
-
-/// The solver's numbers from request and options.
-#[must_use]
-pub fn sampler_options(_request: &Txt2Img, _options: &Options) -> SamplerOptions {
-    SamplerOptions {}
-}
-
-/// `extra_generation_params` of the API.
-#[must_use]
-pub fn params_json(_params: &Params) -> Map<String, Value> {
-    Map::new()
-}
-
-/// A picture file format.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    /// Lossless, infotext in a text chunk.
-    Png,
-    /// Lossy, infotext in EXIF.
-    Jpeg,
-    /// Lossless, infotext in EXIF.
-    Webp,
-}
-
-impl Format {
-    /// From a file extension or the option `samples_format`.
-    #[must_use]
-    pub fn find(name: &str) -> Option<Self> {
-        match name.to_ascii_lowercase().as_str() {
-            "png" => Some(Self::Png),
-            "jpg" | "jpeg" => Some(Self::Jpeg),
-            "webp" => Some(Self::Webp),
-            _ => None,
-        }
-    }
-
-    /// File extension.
-    #[must_use]
-    pub fn extension(self) -> &'static str {
-        match self {
-            Self::Png => "png",
-            Self::Jpeg => "jpg",
-            Self::Webp => "webp",
-        }
-    }
-}
-
-impl fmt::Display for Format {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.extension())
-    }
-}
-
-/// Encodes a picture, with its infotext if there is one. `quality` is JPEG's, 1 to 100.
 ///
 /// # Errors
-/// The picture does not fit the format.
-pub fn encode(image: &RgbImage, format: Format, quality: u8, infotext: Option<&str>) -> Result<Vec<u8>, String> {
-    let (width, height) = image.dimensions();
-    let mut bytes = Vec::new();
-    match format {
-        Format::Png => {
-            let mut encoder = png::Encoder::new(&mut bytes, width, height);
-            encoder.set_color(png::ColorType::Rgb);
-            encoder.set_depth(png::BitDepth::Eight);
-            if let Some(text) = infotext {
-                let latin1 = text.chars().all(|c| u32::from(c) < 256);
-                let added = if latin1 {
-                    encoder.add_text_chunk("parameters".into(), text.into())
-                } else {
-                    encoder.add_itxt_chunk("parameters".into(), text.into())
-                };
-                added.map_err(|error| error.to_string())?;
-            }
-            let mut writer = encoder.write_header().map_err(|error| error.to_string())?;
-            writer.write_image_data(image.as_raw()).map_err(|error| error.to_string())?;
-            writer.finish().map_err(|error| error.to_string())?;
-        }
-        Format::Jpeg => image::codecs::jpeg::JpegEncoder::new_with_quality(&mut bytes, quality.clamp(1, 100))
-            .write_image(image.as_raw(), width, height, image::ExtendedColorType::Rgb8)
-            .map_err(|error| error.to_string())?,
-        Format::Webp => image::codecs::webp::WebPEncoder::new_lossless(&mut bytes)
-            .write_image(image.as_raw(), width, height, image::ExtendedColorType::Rgb8)
-            .map_err(|error| error.to_string())?,
-    }
-    Ok(bytes)
+/// A sentence with every valid name.
+pub fn find_emphasis(name: &str) -> Result<Emphasis, String> {
+    name.parse().map_err(|_| unknown("emphasis", name, Emphasis::ALL.into_iter().map(Emphasis::label)))
 }
 
-/// Texts found in a picture file.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct PictureInfo {
-    /// The infotext; empty if there is none.
-    pub infotext: String,
-    /// Other text entries.
-    pub items: Map<String, Value>,
-    /// The infotext, parsed, with A1111's defaults.
-    pub parameters: Map<String, Value>,
+/// `unknown sampler: `x`; valid: `a`, `b``.
+fn unknown(what: &str, name: &str, valid: impl Iterator<Item = &'static str>) -> String {
+    let valid: Vec<String> = valid.map(|name| format!("`{name}`")).collect();
+    let shown: String = name.chars().take(100).collect();
+    format!("unknown {what}: `{shown}`; valid: {}", valid.join(", "))
 }
 
-/// Reads the texts of a picture file.
-///
-/// # Errors
-/// The bytes are not a picture.
-pub fn read_info(bytes: &[u8]) -> Result<PictureInfo, String> {
-    image::guess_format(bytes).map_err(|error| error.to_string())?;
-    let mut info = PictureInfo::default();
-    if let Ok(reader) = png::Decoder::new(std::io::Cursor::new(bytes)).read_info() {
-        let texts = &reader.info();
-        let latin1 = texts.uncompressed_latin1_text.iter().map(|chunk| (chunk.keyword.clone(), chunk.text.clone()));
-        let utf8 = texts.utf8_text.iter().filter_map(|chunk| Some((chunk.keyword.clone(), chunk.get_text().ok()?)));
-        for (keyword, text) in latin1.chain(utf8) {
-            if keyword == "parameters" {
-                info.infotext = text;
-            } else {
-                info.items.insert(keyword, Value::String(text));
-            }
-        }
-    }
-    Ok(info)
-}
-
-/// The number of the next file in a directory: one above the highest leading number there.
+/// `GET /sdapi/v1/samplers`: exactly `{name, aliases, options}`, option values as text.
 #[must_use]
-pub fn next_number(directory: &Path) -> u32 {
-    let Ok(entries) = std::fs::read_dir(directory) else { return 0 };
-    let leading = |name: String| name.split(['-', '.']).next().and_then(|digits| digits.parse::<u32>().ok());
-    let highest = entries.flatten().filter_map(|entry| leading(entry.file_name().to_string_lossy().into_owned())).max();
-    highest.map_or(0, |number| number.saturating_add(1))
+pub fn samplers_json() -> Value {
+    let row = |sampler: Sampler| {
+        let options: serde_json::Map<String, Value> =
+            sampler.options().into_iter().map(|(key, value)| (key.to_string(), Value::from(value))).collect();
+        json!({ "name": sampler.label(), "aliases": sampler.info().aliases, "options": options })
+    };
+    Sampler::all().map(row).collect()
+}
+
+/// `GET /sdapi/v1/schedulers`: exactly `{name, label, aliases, default_rho, need_inner_model}`.
+#[must_use]
+pub fn schedulers_json() -> Value {
+    let row = |scheduler: Scheduler| {
+        let info = scheduler.info();
+        json!({
+            "name": info.name,
+            "label": info.label,
+            "aliases": info.alias.map(|alias| vec![alias]),
+            "default_rho": info.default_rho,
+            "need_inner_model": info.need_inner_model,
+        })
+    };
+    Scheduler::all().map(row).collect()
+}
+
+/// The solver's numbers from request and options. A churn setting that differs from its default beats the request, as in A1111.
+#[must_use]
+pub fn sampler_options(request: &Txt2Img, options: &Options) -> SamplerOptions {
+    let number = |key: &str| options.float(key) as f32;
+    let defaults = SamplerOptions::default();
+    let churn = |key: &str, sent: Option<f64>, default: f32| {
+        let setting = number(key);
+        let is_changed = (setting - default).abs() > f32::EPSILON;
+        if is_changed { setting } else { sent.map_or(setting, |sent| sent as f32) }
+    };
+    SamplerOptions {
+        eta: request.eta.map(|eta| eta as f32),
+        eta_ancestral: number("eta_ancestral"),
+        eta_ddim: number("eta_ddim"),
+        s_churn: churn("s_churn", request.s_churn, defaults.s_churn),
+        s_tmin: churn("s_tmin", request.s_tmin, defaults.s_tmin),
+        s_tmax: churn("s_tmax", request.s_tmax, defaults.s_tmax),
+        s_noise: churn("s_noise", request.s_noise, defaults.s_noise),
+        s_min_uncond: request.s_min_uncond.map_or_else(|| number("s_min_uncond"), |sent| sent as f32),
+        s_min_uncond_all: options.flag("s_min_uncond_all"),
+        skip_early_cond: number("skip_early_cond"),
+        sigma_min: number("sigma_min"),
+        sigma_max: number("sigma_max"),
+        rho: number("rho"),
+        use_old_karras_scheduler_sigmas: options.flag("use_old_karras_scheduler_sigmas"),
+        always_discard_next_to_last_sigma: options.flag("always_discard_next_to_last_sigma"),
+        sgm_noise_multiplier: options.flag("sgm_noise_multiplier"),
+        eta_noise_seed_delta: options.int("eta_noise_seed_delta"),
+        uni_pc_variant: UniPcVariant::find(options.text("uni_pc_variant")).unwrap_or_default(),
+        uni_pc_skip_type: UniPcSkip::find(options.text("uni_pc_skip_type")).unwrap_or_default(),
+        uni_pc_order: options.int("uni_pc_order").clamp(1, 50) as usize,
+        uni_pc_lower_order_final: options.flag("uni_pc_lower_order_final"),
+        beta_dist_alpha: options.float("beta_dist_alpha"),
+        beta_dist_beta: options.float("beta_dist_beta"),
+    }
+}
+
+/// The fields of an infotext with A1111's defaults, as `png-info` answers them.
+#[must_use]
+pub fn infotext_fields(infotext: &str, back_compatible: bool) -> Value {
+    let parsed = parse(infotext);
+    let is_weighted = |prompt: &str| parse_attention(prompt).iter().any(|(_, weight)| (*weight - 1.0).abs() > f32::EPSILON);
+    let weighted_prompt = is_weighted(&parsed.prompt) || is_weighted(&parsed.negative_prompt);
+    serde_json::to_value(parsed.fields(Completion { weighted_prompt, back_compatible })).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_found_leniently_and_errors_list_the_valid_ones() {
+        assert!(find_sampler("dpm++ 2m KARRAS").unwrap().1.is_some());
+        assert!(find_sampler("k_euler_a").is_ok());
+        let error = find_sampler("Eulerr").unwrap_err();
+        assert!(error.starts_with("unknown sampler: `Eulerr`; valid: `DPM++ 2M`, "), "{error}");
+        assert!(find_scheduler("automatic").is_ok() && find_scheduler("KARRAS").is_ok());
+        assert_eq!(find_noise_source("x").unwrap_err(), "unknown noise source: `x`; valid: `GPU`, `CPU`, `NV`");
+    }
+
+    #[test]
+    fn sampler_option_values_are_text() {
+        let rows = samplers_json();
+        for row in rows.as_array().unwrap() {
+            assert!(row["options"].as_object().unwrap().values().all(Value::is_string), "{row}");
+        }
+    }
 }

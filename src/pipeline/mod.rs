@@ -6,8 +6,8 @@
 pub mod request;
 
 pub use request::{
-    CheckpointIdentity, Control, GenerateRequest, Generated, GeneratedImage, LoadOptions, Observer,
-    Progress, Timings, VaeIdentity,
+    CheckpointIdentity, Control, GenerateRequest, Generated, GeneratedImage, LoadOptions, Observer, Progress,
+    Timings, VaeIdentity,
 };
 
 use std::path::PathBuf;
@@ -19,9 +19,7 @@ pub enum Error {
     #[error("{0}")]
     Invalid(String),
     /// The model produced NaN.
-    #[error(
-        "a tensor with NaNs was produced in {stage}; the checkpoint is damaged or needs a wider dtype (`--dtype f32`)"
-    )]
+    #[error("a tensor with NaNs was produced in {stage}; the checkpoint is damaged or needs a wider dtype (`--dtype f32`)")]
     NotANumber {
         /// `Unet`, `VAE` or `text encoder`.
         stage: &'static str,
@@ -54,11 +52,7 @@ impl Pipeline {
     ///
     /// # Errors
     /// [`Error::Weights`] names the file, the key and the remedy.
-    pub fn load(
-        _source: &CheckpointSource,
-        _identity: CheckpointIdentity,
-        _options: &LoadOptions,
-    ) -> Result<Self, Error> {
+    pub fn load(_source: &CheckpointSource, _identity: CheckpointIdentity, _options: &LoadOptions) -> Result<Self, Error> {
         Err(Error::Interrupted)
     }
 
@@ -72,11 +66,7 @@ impl Pipeline {
     ///
     /// # Errors
     /// [`Error::Invalid`] before any work; [`Error::NotANumber`] and [`Error::Tensor`] from the stages.
-    pub fn generate(
-        &mut self,
-        _request: &GenerateRequest,
-        _observer: &dyn Observer,
-    ) -> Result<Generated, Error> {
+    pub fn generate(&mut self, _request: &GenerateRequest, _observer: &dyn Observer) -> Result<Generated, Error> {
         Err(Error::Interrupted)
     }
 }
