@@ -31,11 +31,12 @@ use axum::extract::Request;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
+use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
-use crate::engine::Engine;
+use crate::engine::{self, Engine};
 use error::ApiError;
 use options::OptionStore;
 
@@ -61,6 +62,32 @@ impl App {
     pub fn new(engine: Engine, options: OptionStore, config: Config, shutdown: CancellationToken) -> Arc<Self> {
         let ready = AtomicBool::new(!config.model.load_at_start);
         Arc::new(Self { engine, options, config, tasks: TaskTracker::new(), shutdown, ready })
+    }
+
+    /// Selects the checkpoint of the settings, if one is named there; else lets go of one that the options name and that no
+    /// longer exists. Changes the options in memory only.
+    ///
+    /// # Errors
+    /// The configured checkpoint or VAE does not exist.
+    pub fn choose_configured_checkpoint(&self) -> Result<(), engine::Error> {
+        let catalog = self.engine.catalog();
+        let stored = self.options.snapshot();
+        let name = match (&self.config.model.checkpoint, stored.text("sd_model_checkpoint")) {
+            (Some(name), _) => catalog.find_or_open(name)?.title().into(),
+            (None, "") => Value::Null,
+            (None, name) => match catalog.find(name) {
+                Ok(checkpoint) => checkpoint.title().into(),
+                Err(error) => {
+                    tracing::warn!(%error, "the checkpoint of the options is not there; the default is used");
+                    Value::Null
+                }
+            },
+        };
+        if let Some(vae) = &self.config.model.vae {
+            catalog.find_or_open_vae(vae)?;
+        }
+        self.options.apply(&Map::from_iter([("sd_model_checkpoint".to_string(), name)]));
+        Ok(())
     }
 }
 

@@ -192,6 +192,8 @@ pub struct Catalog {
     vae_dirs: Vec<PathBuf>,
     hashing: bool,
     cache: HashCache,
+    /// Files outside the directories that were opened by path.
+    added: RwLock<Vec<Checkpoint>>,
     found: RwLock<Found>,
 }
 
@@ -211,6 +213,7 @@ impl Catalog {
             vae_dirs: config.vae_dirs(),
             hashing: config.model.hashing,
             cache: HashCache::open(config.hash_cache_file()),
+            added: RwLock::default(),
             found: RwLock::default(),
         };
         catalog.rescan();
@@ -233,6 +236,7 @@ impl Catalog {
             .sort_by(|a, b| natural_order(&a.name, &b.name));
         found.checkpoints.dedup_by(|a, b| a.name == b.name);
         found.vaes.sort_by(|a, b| natural_order(&a.name, &b.name));
+        found.checkpoints.extend(self.added.read().unwrap_or_else(PoisonError::into_inner).iter().cloned());
         found.checkpoints.push(Checkpoint::demo());
         *self.found.write().unwrap_or_else(PoisonError::into_inner) = found;
     }
@@ -313,7 +317,8 @@ impl Catalog {
         })
     }
 
-    /// Like [`Catalog::find`], but a path of an existing file is taken as well. For the command line, not for the API.
+    /// Like [`Catalog::find`], but a path of an existing file is taken as well and listed from then on. For the command line,
+    /// not for the API.
     ///
     /// # Errors
     /// As [`Catalog::find`].
