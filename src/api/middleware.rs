@@ -13,6 +13,7 @@ use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use tower_http::CompressionLevel;
 use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::compression::predicate::{Predicate, SizeAbove};
 use tower_http::compression::CompressionLayer;
 use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
 use tracing::Instrument;
@@ -21,7 +22,7 @@ use super::error::ApiError;
 use super::{App, auth};
 
 /// Bodies below this many bytes are not worth compressing.
-const COMPRESS_FROM: u64 = 1000;
+const COMPRESS_FROM: u16 = 1000;
 
 /// Marks an answer that gzip would only slow down: base64 of compressed pictures.
 #[derive(Debug, Clone, Copy)]
@@ -29,7 +30,8 @@ pub struct Incompressible;
 
 /// Puts all layers around the routes.
 pub fn wrap(routes: Router, app: &Arc<App>) -> Router {
-    let gzip = CompressionLayer::new().quality(CompressionLevel::Fastest).compress_when(is_worth_compressing);
+    let worth = SizeAbove::new(COMPRESS_FROM).and(is_compressible);
+    let gzip = CompressionLayer::new().quality(CompressionLevel::Fastest).compress_when(worth);
     routes
         .layer(gzip)
         .layer(from_fn(head_only_where_useful))
@@ -39,9 +41,8 @@ pub fn wrap(routes: Router, app: &Arc<App>) -> Router {
         .layer(from_fn_with_state(app.clone(), time))
 }
 
-fn is_worth_compressing(_: StatusCode, _: Version, headers: &HeaderMap, extensions: &Extensions) -> bool {
-    let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    extensions.get::<Incompressible>().is_none() && length.is_none_or(|length| length >= COMPRESS_FROM)
+fn is_compressible(_: StatusCode, _: Version, _: &HeaderMap, extensions: &Extensions) -> bool {
+    extensions.get::<Incompressible>().is_none()
 }
 
 /// `X-Process-Time` on every answer, a span and, if asked for, a log line.
@@ -53,7 +54,7 @@ async fn time(State(app): State<Arc<App>>, request: Request, next: Next) -> Resp
     let started = Instant::now();
     let mut response = next.run(request).instrument(span.clone()).await;
     let seconds = started.elapsed().as_secs_f64();
-    let value = format!("{:.4}", seconds);
+    let value = format!("{seconds:.4}");
     if let Ok(value) = HeaderValue::from_str(&value) {
         response.headers_mut().insert("x-process-time", value);
     }

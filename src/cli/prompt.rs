@@ -255,7 +255,8 @@ pub fn run(args: PromptArgs, common: &Common) -> Result<(), Stop> {
     if args.quiet {
         log.level = "error".into();
     } else if !loaded.origins.contains_key("log.level") {
-        log.level = "warn".into();
+        // The engine's errors are this command's own, and are reported once.
+        log.level = "warn,sdgen::engine=off".into();
     }
     telemetry::init(&log);
     warn_all(&loaded);
