@@ -30,3 +30,11 @@ pub mod sampling;
 pub mod shutdown;
 pub mod telemetry;
 pub mod weights;
+
+#[global_allocator]
+static ALLOCATOR: nn::block_cache::BlockCache = nn::block_cache::BlockCache::new();
+
+/// Gives cached tensor memory back to the system; returns the bytes.
+pub fn trim_memory() -> usize {
+    ALLOCATOR.trim()
+}

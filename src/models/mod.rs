@@ -1,1 +1,16 @@
-//! (models)
+//! The architectures of SDXL, written once against the channels-last operations of [`crate::nn`].
+//!
+//! Every size comes from the shapes in the file; the head size alone cannot be seen there (64, or metadata
+//! `sdgen.head_dim`). Module and field names follow the checkpoint's keys.
+
+mod build;
+pub mod clip;
+pub mod taesd;
+pub mod unet;
+mod unet_blocks;
+pub mod vae;
+
+pub use clip::{TextTower, TowerOutput};
+pub use taesd::Taesd;
+pub use unet::{Conditioning, Unet};
+pub use vae::Vae;

@@ -1,1 +1,18 @@
-//! (nn)
+//! The small set of fused operations every model is written against, channels-last.
+//!
+//! [`layers`] and [`attention`] are what models call; [`cpu`] holds the CPU bodies, [`kernels`] the bridge from candle's
+//! storage to them, [`reference`] the same operations composed from candle's own for other devices and for tests.
+
+pub mod attention;
+pub mod block_cache;
+pub mod cpu;
+mod kernels;
+pub mod layers;
+mod reference;
+
+pub use attention::{Mask, cross_attention, self_attention};
+pub use cpu::math::Activation;
+pub use layers::{Conv2d, GroupNorm, LayerNorm, Linear, Placement, Sampling, Then, concat_channels, sinusoidal_embedding};
+
+#[cfg(test)]
+mod tests;

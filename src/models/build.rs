@@ -1,0 +1,104 @@
+//! From named tensors to layers: each call checks the shape the architecture needs and names key, expectation and find when
+//! it does not fit.
+
+use crate::nn::{Conv2d, GroupNorm, LayerNorm, Linear, Placement, Sampling, Then};
+use crate::weights::{Error, Source, Tensors};
+
+/// Tensors below a prefix, and where the layers made of them live.
+#[derive(Clone)]
+pub(super) struct Build<'a> {
+    pub(super) tensors: Tensors<'a>,
+    pub(super) place: &'a Placement,
+}
+
+/// Whether a layer has a bias.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Bias {
+    With,
+    Without,
+}
+
+impl<'a> Build<'a> {
+    pub(super) fn new(source: &'a dyn Source, prefix: &str, place: &'a Placement) -> Self {
+        Self { tensors: Tensors::new(source, prefix), place }
+    }
+
+    pub(super) fn sub(&self, name: impl std::fmt::Display) -> Self {
+        Self { tensors: self.tensors.sub(name), place: self.place }
+    }
+
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.tensors.has(name)
+    }
+
+    /// First dimension of a tensor.
+    pub(super) fn width(&self, name: &str) -> Result<usize, Error> {
+        match self.tensors.shape(name)?.first() {
+            Some(&n) if n > 0 => Ok(n),
+            _ => Err(self.tensors.unfit(name, "it is empty")),
+        }
+    }
+
+    /// A linear layer, or a 1x1 convolution, which is the same thing channels-last.
+    pub(super) fn linear(&self, name: &str, [outputs, inputs]: [usize; 2], bias: Bias, then: Then) -> Result<Linear, Error> {
+        self.fused(&[name], [outputs, inputs], bias, then)
+    }
+
+    /// Several linear layers of the same input as one product, outputs side by side.
+    pub(super) fn fused(&self, names: &[&str], [outputs, inputs]: [usize; 2], bias: Bias, then: Then) -> Result<Linear, Error> {
+        let (mut weight, mut shift) = (Vec::new(), Vec::new());
+        for name in names {
+            let key = format!("{name}.weight");
+            let as_convolution = self.tensors.shape(&key)?.len() == 4;
+            let shape: &[usize] = if as_convolution { &[outputs, inputs, 1, 1] } else { &[outputs, inputs] };
+            append(&mut weight, self.tensors.read(&key, shape)?);
+            if bias == Bias::With {
+                append(&mut shift, self.tensors.read(&format!("{name}.bias"), &[outputs])?);
+            }
+        }
+        let shift = (bias == Bias::With).then_some(shift.as_slice());
+        Ok(Linear::new(self.place, &weight, outputs * names.len(), shift, then)?)
+    }
+
+    pub(super) fn conv(&self, name: &str, [outputs, inputs]: [usize; 2], sampling: Sampling) -> Result<Conv2d, Error> {
+        let weight = self.tensors.read(&format!("{name}.weight"), &[outputs, inputs, 3, 3])?;
+        let key = format!("{name}.bias");
+        let bias = if self.has(&key) { Some(self.tensors.read(&key, &[outputs])?) } else { None };
+        Ok(Conv2d::new(self.place, &weight, [outputs, inputs, 3], bias.as_deref(), sampling)?)
+    }
+
+    pub(super) fn group_norm(&self, name: &str, channels: usize, eps: f32) -> Result<GroupNorm, Error> {
+        let key = format!("{name}.weight");
+        if channels == 0 || !channels.is_multiple_of(32) {
+            return Err(self.tensors.unfit(&key, format!("{channels} channels do not divide into 32 groups")));
+        }
+        let weight = self.tensors.read(&key, &[channels])?;
+        let bias = self.tensors.read(&format!("{name}.bias"), &[channels])?;
+        Ok(GroupNorm::new(self.place, &weight, &bias, eps)?)
+    }
+
+    pub(super) fn layer_norm(&self, name: &str, channels: usize) -> Result<LayerNorm, Error> {
+        let weight = self.tensors.read(&format!("{name}.weight"), &[channels])?;
+        let bias = self.tensors.read(&format!("{name}.bias"), &[channels])?;
+        Ok(LayerNorm::new(self.place, &weight, &bias)?)
+    }
+
+    /// Attention heads of `channels`, at the file's head size.
+    pub(super) fn heads(&self, name: &str, channels: usize) -> Result<usize, Error> {
+        let head_dim = head_dim(self.tensors.source());
+        if channels == 0 || !channels.is_multiple_of(head_dim) {
+            return Err(self.tensors.unfit(name, format!("{channels} channels do not divide into heads of {head_dim}")));
+        }
+        Ok(channels / head_dim)
+    }
+}
+
+/// The first vector moves, so that a single tensor is never copied.
+fn append(to: &mut Vec<f32>, mut values: Vec<f32>) {
+    if to.is_empty() { *to = values } else { to.append(&mut values) }
+}
+
+/// Channels of an attention head: 64, unless the file's metadata says otherwise.
+fn head_dim(source: &dyn Source) -> usize {
+    source.metadata("sdgen.head_dim").and_then(|v| v.parse().ok()).filter(|&d| d > 0).unwrap_or(64)
+}

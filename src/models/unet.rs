@@ -1,0 +1,258 @@
+//! The SDXL UNet (Podell et al. 2023), built from whatever blocks the checkpoint's keys show.
+
+use candle_core::{Result, Tensor};
+
+use super::build::{Bias, Build};
+use super::unet_blocks::{ResBlock, SpatialTransformer};
+use crate::nn::{Activation, Conv2d, GroupNorm, Linear, Placement, Sampling, Then, concat_channels, sinusoidal_embedding};
+use crate::weights::detect::prefix;
+use crate::weights::{Error, Source};
+
+/// The noise predictor.
+#[derive(Debug)]
+pub struct Unet {
+    time_embed: [Linear; 2],
+    label_emb: [Linear; 2],
+    conv_in: Conv2d,
+    input_blocks: Vec<Block>,
+    middle: Vec<Stage>,
+    output_blocks: Vec<Block>,
+    norm_out: GroupNorm,
+    conv_out: Conv2d,
+    /// Channels of the first level, which is also the size of the timestep embedding.
+    model_channels: usize,
+    in_channels: usize,
+    context: usize,
+    vector: usize,
+    place: Placement,
+}
+
+/// The stages behind one entry of `input_blocks` or `output_blocks`.
+#[derive(Debug)]
+struct Block {
+    stages: Vec<Stage>,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Res(ResBlock),
+    Transformer(SpatialTransformer),
+    Resample(Conv2d),
+}
+
+/// What all steps of one prompt share.
+#[derive(Debug, Clone)]
+pub struct Conditioning {
+    /// Keys and values of the text for each transformer block, in the order of the forward pass.
+    context: Vec<Tensor>,
+    /// Embedding of the pooled text and the sizes, `[batch, embedding]`.
+    label: Tensor,
+}
+
+/// Sizes every block needs.
+#[derive(Clone, Copy)]
+struct Sizes {
+    embedding: usize,
+    context: usize,
+}
+
+impl Unet {
+    /// From `model.diffusion_model.*`.
+    ///
+    /// # Errors
+    /// When a tensor is missing or does not fit.
+    pub fn new(source: &dyn Source, place: &Placement) -> std::result::Result<Self, Error> {
+        let b = Build::new(source, prefix::UNET, place);
+        let model_channels = b.width("input_blocks.0.0.weight")?;
+        let in_channels = second(&b, "input_blocks.0.0.weight")?;
+        let embedding = b.width("time_embed.0.weight")?;
+        let vector = second(&b, "label_emb.0.0.weight")?;
+        let sizes = Sizes { embedding, context: context_width(&b)? };
+
+        let mut channels = model_channels;
+        let mut skips = vec![channels];
+        let mut input_blocks = Vec::new();
+        for i in 1.. {
+            let at = b.sub(format!("input_blocks.{i}"));
+            let stages = stages(&at, &mut channels, sizes, Sampling::HALVE)?;
+            if stages.is_empty() {
+                break;
+            }
+            skips.push(channels);
+            input_blocks.push(Block { stages });
+        }
+        let middle = stages(&b.sub("middle_block"), &mut channels, sizes, Sampling::HALVE)?;
+        let mut output_blocks = Vec::new();
+        for i in 0..skips.len() {
+            let at = b.sub(format!("output_blocks.{i}"));
+            channels += skips.pop().unwrap_or(0);
+            let stages = stages(&at, &mut channels, sizes, Sampling::DOUBLE)?;
+            if stages.is_empty() {
+                return Err(at.tensors.shape("0.in_layers.2.weight").expect_err("no stage was found"));
+            }
+            output_blocks.push(Block { stages });
+        }
+        let plain = |name: &str, shape, activation| b.linear(name, shape, Bias::With, Then::Activate(activation));
+        let square = [embedding, embedding];
+        Ok(Self {
+            time_embed: [
+                plain("time_embed.0", [embedding, model_channels], Activation::Silu)?,
+                plain("time_embed.2", square, Activation::None)?,
+            ],
+            label_emb: [
+                plain("label_emb.0.0", [embedding, vector], Activation::Silu)?,
+                plain("label_emb.0.2", square, Activation::None)?,
+            ],
+            conv_in: b.conv("input_blocks.0.0", [model_channels, in_channels], Sampling::SAME)?,
+            input_blocks,
+            middle,
+            output_blocks,
+            norm_out: b.group_norm("out.0", channels, 1e-5)?.silu(),
+            conv_out: b.conv("out.2", [b.width("out.2.weight")?, channels], Sampling::SAME)?,
+            model_channels,
+            in_channels,
+            context: sizes.context,
+            vector,
+            place: place.clone(),
+        })
+    }
+
+    /// Channels of the input: 4, or 9 for inpainting checkpoints.
+    #[must_use]
+    pub fn in_channels(&self) -> usize {
+        self.in_channels
+    }
+
+    /// Width of the context.
+    #[must_use]
+    pub fn context_width(&self) -> usize {
+        self.context
+    }
+
+    /// Width of the vector of pooled text and sizes.
+    #[must_use]
+    pub fn vector_width(&self) -> usize {
+        self.vector
+    }
+
+    /// Does the work that depends on the prompt alone: `context` `[batch, tokens, context width]`, `vector`
+    /// `[batch, vector width]`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn condition(&self, context: &Tensor, vector: &Tensor) -> Result<Conditioning> {
+        let (context, vector) = (context.to_dtype(self.place.dtype)?, vector.to_dtype(self.place.dtype)?);
+        let mut projected = Vec::new();
+        let blocks = self.input_blocks.iter().map(|b| &b.stages).chain([&self.middle]);
+        for stage in blocks.chain(self.output_blocks.iter().map(|b| &b.stages)).flatten() {
+            if let Stage::Transformer(transformer) = stage {
+                transformer.project_context(&context, &mut projected)?;
+            }
+        }
+        let label = self.label_emb[1].forward(&self.label_emb[0].forward(&vector)?)?;
+        Ok(Conditioning { context: projected, label })
+    }
+
+    /// Predicts noise (or v): `x` `[batch, h, w, in_channels]`, one fractional timestep for each batch entry.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn forward(&self, x: &Tensor, timesteps: &[f32], conditioning: &Conditioning) -> Result<Tensor> {
+        self.forward_observed(x, timesteps, conditioning, &mut |_, _| {})
+    }
+
+    /// [`Self::forward`], showing the activation behind each stage (named as its key, `label_emb` and `emb` for the embeddings
+    /// before SiLU) to `observe`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn forward_observed(
+        &self,
+        x: &Tensor,
+        timesteps: &[f32],
+        conditioning: &Conditioning,
+        observe: &mut dyn FnMut(&str, &Tensor),
+    ) -> Result<Tensor> {
+        observe("label_emb", &conditioning.label);
+        let emb = self.embed(timesteps, &conditioning.label)?;
+        observe("emb", &emb);
+        // Every residual block begins with this SiLU.
+        let emb = emb.silu()?;
+        let mut context = conditioning.context.iter();
+        let mut h = self.conv_in.forward(&x.to_dtype(self.place.dtype)?)?;
+        observe("input_blocks.0.0", &h);
+        let mut skips = vec![h.clone()];
+        for (i, block) in self.input_blocks.iter().enumerate() {
+            h = run(&block.stages, h, &emb, &mut context, &mut |stage, h| observe(&format!("input_blocks.{}.{stage}", i + 1), h))?;
+            skips.push(h.clone());
+        }
+        h = run(&self.middle, h, &emb, &mut context, &mut |stage, h| observe(&format!("middle_block.{stage}"), h))?;
+        for (i, block) in self.output_blocks.iter().enumerate() {
+            let skip = skips.pop().ok_or_else(|| candle_core::Error::msg("more output than input blocks"))?;
+            let joined = concat_channels(&h, &skip)?;
+            h = run(&block.stages, joined, &emb, &mut context, &mut |stage, h| observe(&format!("output_blocks.{i}.{stage}"), h))?;
+        }
+        self.conv_out.forward(&self.norm_out.forward(&h)?)
+    }
+
+    /// `time_embed(t) + label`, `[batch, embedding]`.
+    fn embed(&self, timesteps: &[f32], label: &Tensor) -> Result<Tensor> {
+        // Computed in f32 whatever the weights are: a fractional timestep does not survive f16.
+        let t = sinusoidal_embedding(timesteps, self.model_channels);
+        let t = Tensor::from_vec(t, (timesteps.len(), self.model_channels), &self.place.device)?.to_dtype(self.place.dtype)?;
+        self.time_embed[1].forward_add(&self.time_embed[0].forward(&t)?, label)
+    }
+}
+
+fn run<'a>(
+    stages: &[Stage],
+    x: Tensor,
+    emb: &Tensor,
+    context: &mut impl Iterator<Item = &'a Tensor>,
+    observe: &mut dyn FnMut(usize, &Tensor),
+) -> Result<Tensor> {
+    stages.iter().enumerate().try_fold(x, |x, (i, stage)| {
+        let x = match stage {
+            Stage::Res(block) => block.forward(&x, emb),
+            Stage::Transformer(transformer) => transformer.forward(&x, context),
+            Stage::Resample(conv) => conv.forward(&x),
+        }?;
+        observe(i, &x);
+        Ok(x)
+    })
+}
+
+/// The stages `0`, `1`, … below `b`, whatever each is; `channels` goes from input to output.
+fn stages(b: &Build<'_>, channels: &mut usize, sizes: Sizes, resample: Sampling) -> std::result::Result<Vec<Stage>, Error> {
+    let mut stages = Vec::new();
+    for i in 0.. {
+        let at = b.sub(i);
+        stages.push(if at.has("in_layers.2.weight") {
+            let block = ResBlock::new(&at, *channels, sizes.embedding)?;
+            *channels = block.channels;
+            Stage::Res(block)
+        } else if at.has("proj_in.weight") {
+            Stage::Transformer(SpatialTransformer::new(&at, *channels, sizes.context)?)
+        } else if let Some(name) = ["op", "conv"].into_iter().find(|name| at.has(&format!("{name}.weight"))) {
+            Stage::Resample(at.conv(name, [*channels, *channels], resample)?)
+        } else {
+            break;
+        });
+    }
+    Ok(stages)
+}
+
+fn second(b: &Build<'_>, name: &str) -> std::result::Result<usize, Error> {
+    match b.tensors.shape(name)?.get(1) {
+        Some(&n) if n > 0 => Ok(n),
+        _ => Err(b.tensors.unfit(name, "it has no second dimension")),
+    }
+}
+
+/// Width of the text context, from the first cross-attention there is.
+fn context_width(b: &Build<'_>) -> std::result::Result<usize, Error> {
+    let keys = ["middle_block.1".to_string()].into_iter().chain((1..64).map(|i| format!("input_blocks.{i}.1")));
+    let mut keys = keys.map(|at| format!("{at}.transformer_blocks.0.attn2.to_k.weight"));
+    let first = "middle_block.1.transformer_blocks.0.attn2.to_k.weight";
+    second(b, &keys.find(|key| b.has(key)).unwrap_or_else(|| first.into()))
+}

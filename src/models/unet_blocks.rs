@@ -1,0 +1,143 @@
+//! The blocks of the SDXL UNet: residual block, spatial transformer (Rombach et al. 2022, figure 3; Podell et al. 2023).
+
+use candle_core::{Result, Tensor};
+
+use super::build::{Bias, Build};
+use crate::nn::{Activation, Conv2d, GroupNorm, LayerNorm, Linear, Mask, Sampling, Then, cross_attention, self_attention};
+use crate::weights::Error;
+
+const PLAIN: Then = Then::Activate(Activation::None);
+
+/// Two convolutions with the time embedding added between them.
+#[derive(Debug)]
+pub(super) struct ResBlock {
+    norm1: GroupNorm,
+    conv1: Conv2d,
+    time: Linear,
+    norm2: GroupNorm,
+    conv2: Conv2d,
+    skip: Option<Linear>,
+    pub(super) channels: usize,
+}
+
+impl ResBlock {
+    pub(super) fn new(b: &Build<'_>, inputs: usize, embedding: usize) -> std::result::Result<Self, Error> {
+        let channels = b.width("in_layers.2.weight")?;
+        let skip = if b.has("skip_connection.weight") {
+            Some(b.linear("skip_connection", [channels, inputs], Bias::With, PLAIN)?)
+        } else if inputs == channels {
+            None
+        } else {
+            return Err(b.tensors.shape("skip_connection.weight").expect_err("absence was just checked"));
+        };
+        Ok(Self {
+            norm1: b.group_norm("in_layers.0", inputs, 1e-5)?.silu(),
+            conv1: b.conv("in_layers.2", [channels, inputs], Sampling::SAME)?,
+            time: b.linear("emb_layers.1", [channels, embedding], Bias::With, PLAIN)?,
+            norm2: b.group_norm("out_layers.0", channels, 1e-5)?.silu(),
+            conv2: b.conv("out_layers.3", [channels, channels], Sampling::SAME)?,
+            skip,
+            channels,
+        })
+    }
+
+    /// `x` `[batch, h, w, inputs]`, `emb` `[batch, embedding]` after SiLU.
+    pub(super) fn forward(&self, x: &Tensor, emb: &Tensor) -> Result<Tensor> {
+        let h = self.conv1.forward_shifted(&self.norm1.forward(x)?, &self.time.forward(emb)?)?;
+        let h = self.norm2.forward(&h)?;
+        match &self.skip {
+            Some(skip) => self.conv2.forward_add(&h, &skip.forward(x)?),
+            None => self.conv2.forward_add(&h, x),
+        }
+    }
+}
+
+/// A stack of transformer blocks over the pixels, residual as a whole.
+#[derive(Debug)]
+pub(super) struct SpatialTransformer {
+    norm: GroupNorm,
+    proj_in: Linear,
+    blocks: Vec<TransformerBlock>,
+    proj_out: Linear,
+    heads: usize,
+}
+
+impl SpatialTransformer {
+    pub(super) fn new(b: &Build<'_>, channels: usize, context: usize) -> std::result::Result<Self, Error> {
+        let blocks = (0..).take_while(|i| b.has(&format!("transformer_blocks.{i}.norm1.weight")));
+        let blocks = blocks.map(|i| TransformerBlock::new(&b.sub(format!("transformer_blocks.{i}")), channels, context));
+        Ok(Self {
+            norm: b.group_norm("norm", channels, 1e-6)?,
+            proj_in: b.linear("proj_in", [channels, channels], Bias::With, PLAIN)?,
+            blocks: blocks.collect::<std::result::Result<_, _>>()?,
+            proj_out: b.linear("proj_out", [channels, channels], Bias::With, PLAIN)?,
+            heads: b.heads("proj_in.weight", channels)?,
+        })
+    }
+
+    /// Keys and values of the context for each block: they do not change from step to step.
+    pub(super) fn project_context(&self, context: &Tensor, into: &mut Vec<Tensor>) -> Result<()> {
+        for block in &self.blocks {
+            into.push(block.context_kv.forward(context)?);
+        }
+        Ok(())
+    }
+
+    /// `x` `[batch, h, w, channels]`; takes this transformer's share of `context`.
+    pub(super) fn forward<'a>(&self, x: &Tensor, context: &mut impl Iterator<Item = &'a Tensor>) -> Result<Tensor> {
+        let (batch, height, width, channels) = x.dims4()?;
+        let tokens = x.reshape((batch, height * width, channels))?;
+        let mut h = self.proj_in.forward(&self.norm.forward(&tokens)?)?;
+        for block in &self.blocks {
+            let kv = context.next().ok_or_else(|| candle_core::Error::msg("context of another UNet"))?;
+            h = block.forward(&h, kv, self.heads)?;
+        }
+        self.proj_out.forward_add(&h, &tokens)?.reshape((batch, height, width, channels))
+    }
+}
+
+/// Self-attention, attention to the text, gated feed-forward; each pre-normed and residual.
+#[derive(Debug)]
+struct TransformerBlock {
+    norm1: LayerNorm,
+    qkv: Linear,
+    out1: Linear,
+    norm2: LayerNorm,
+    q: Linear,
+    context_kv: Linear,
+    out2: Linear,
+    norm3: LayerNorm,
+    ff_in: Linear,
+    ff_out: Linear,
+}
+
+impl TransformerBlock {
+    fn new(b: &Build<'_>, channels: usize, context: usize) -> std::result::Result<Self, Error> {
+        let square = [channels, channels];
+        let gated = b.width("ff.net.0.proj.weight")?;
+        if !gated.is_multiple_of(2) {
+            return Err(b.tensors.unfit("ff.net.0.proj.weight", "a gated layer has an even number of rows"));
+        }
+        Ok(Self {
+            norm1: b.layer_norm("norm1", channels)?,
+            qkv: b.fused(&["attn1.to_q", "attn1.to_k", "attn1.to_v"], square, Bias::Without, PLAIN)?,
+            out1: b.linear("attn1.to_out.0", square, Bias::With, PLAIN)?,
+            norm2: b.layer_norm("norm2", channels)?,
+            q: b.linear("attn2.to_q", square, Bias::Without, PLAIN)?,
+            context_kv: b.fused(&["attn2.to_k", "attn2.to_v"], [channels, context], Bias::Without, PLAIN)?,
+            out2: b.linear("attn2.to_out.0", square, Bias::With, PLAIN)?,
+            norm3: b.layer_norm("norm3", channels)?,
+            ff_in: b.linear("ff.net.0.proj", [gated, channels], Bias::With, Then::Geglu)?,
+            ff_out: b.linear("ff.net.2", [channels, gated / 2], Bias::With, PLAIN)?,
+        })
+    }
+
+    /// `x` `[batch, tokens, channels]`, `context_kv` `[batch, context tokens, 2 * channels]`.
+    fn forward(&self, x: &Tensor, context_kv: &Tensor, heads: usize) -> Result<Tensor> {
+        let h = self_attention(&self.qkv.forward(&self.norm1.forward(x)?)?, heads, Mask::Full)?;
+        let x = self.out1.forward_add(&h, x)?;
+        let h = cross_attention(&self.q.forward(&self.norm2.forward(&x)?)?, context_kv, heads)?;
+        let x = self.out2.forward_add(&h, &x)?;
+        self.ff_out.forward_add(&self.ff_in.forward(&self.norm3.forward(&x)?)?, &x)
+    }
+}

@@ -1,0 +1,41 @@
+//! Scaled dot-product attention: one entry for self-attention, one for cross-attention; each picks the fused body where
+//! there is one.
+
+use candle_core::{D, DType, Result, Tensor};
+
+use super::{kernels, reference};
+
+/// Whether a token sees the tokens after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mask {
+    /// All tokens see each other.
+    Full,
+    /// A token sees itself and what comes before.
+    Causal,
+}
+
+/// Attention of tokens among themselves: `[batch, tokens, 3 * channels]` (queries, keys, values side by side, heads side by
+/// side within each) to `[batch, tokens, channels]`.
+///
+/// # Errors
+/// On shapes that do not fit.
+pub fn self_attention(qkv: &Tensor, heads: usize, mask: Mask) -> Result<Tensor> {
+    let causal = mask == Mask::Causal;
+    if qkv.device().is_cpu() && qkv.dtype() == DType::F32 {
+        return qkv.apply_op1_no_bwd(&kernels::Attention { heads, causal });
+    }
+    let parts = qkv.chunk(3, D::Minus1)?;
+    reference::attention(&parts[0], &parts[1], &parts[2], heads, causal)
+}
+
+/// Attention of `q` `[batch, tokens, channels]` to `kv` `[batch, context tokens, 2 * channels]` (keys, values side by side).
+///
+/// # Errors
+/// On shapes that do not fit.
+pub fn cross_attention(q: &Tensor, kv: &Tensor, heads: usize) -> Result<Tensor> {
+    if q.device().is_cpu() && q.dtype() == DType::F32 {
+        return q.apply_op2_no_bwd(kv, &kernels::Attention { heads, causal: false });
+    }
+    let parts = kv.chunk(2, D::Minus1)?;
+    reference::attention(q, &parts[0], &parts[1], heads, false)
+}

@@ -1,0 +1,181 @@
+//! The CPU bodies of the fused operations, on channels-last `f32` slices.
+//!
+//! Each kernel is written once over [`simd::Simd`]; [`Isa`] is chosen once per process and runs it under the matching
+//! `target_feature`. Outputs do not depend on the number of threads: work is split over outputs, never over sums.
+
+pub(crate) mod attention;
+pub(crate) mod gemm;
+pub(crate) mod math;
+pub(crate) mod norm;
+pub(crate) mod simd;
+
+use std::str::FromStr;
+use std::sync::OnceLock;
+
+use rayon::prelude::*;
+use simd::{Portable, Simd};
+
+/// An instruction set with kernels of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Isa {
+    /// Plain Rust.
+    Portable,
+    /// AVX2 and FMA.
+    Avx2,
+    /// AVX-512F.
+    Avx512,
+    /// ARM NEON.
+    Neon,
+}
+
+/// A computation that any instruction set can run.
+pub(crate) trait Kernel {
+    /// What it returns.
+    type Out;
+    /// The body; mark it `inline(always)`.
+    fn run<S: Simd>(self) -> Self::Out;
+}
+
+static CHOSEN: OnceLock<Isa> = OnceLock::new();
+
+impl Isa {
+    /// The sets this processor has, slowest first.
+    #[must_use]
+    pub fn available() -> Vec<Self> {
+        #[allow(unused_mut, reason = "stays as it is on processors without special kernels")]
+        let mut sets = vec![Self::Portable];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                sets.push(Self::Avx2);
+            }
+            if is_x86_feature_detected!("avx512f") {
+                sets.push(Self::Avx512);
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        sets.push(Self::Neon);
+        sets
+    }
+
+    /// The set every packed weight of this process is laid out for.
+    #[must_use]
+    pub fn chosen() -> Self {
+        *CHOSEN.get_or_init(|| Self::available().last().copied().unwrap_or(Self::Portable))
+    }
+
+    /// Fixes the set before the first weight is packed.
+    ///
+    /// # Errors
+    /// Names the sets there are when the processor lacks this one, or says that the choice was made already.
+    pub fn choose(self) -> Result<(), String> {
+        let sets = Self::available();
+        if !sets.contains(&self) {
+            return Err(format!("this processor has no `{self:?}` instructions; it has: {sets:?}"));
+        }
+        match CHOSEN.set(self) {
+            Err(_) if Self::chosen() != self => Err(format!("the instruction set is already `{:?}`", Self::chosen())),
+            _ => Ok(()),
+        }
+    }
+
+    /// Lanes of this set's vectors.
+    #[must_use]
+    pub(crate) fn lanes(self) -> usize {
+        match self {
+            Self::Portable | Self::Avx2 => 8,
+            Self::Avx512 => 16,
+            Self::Neon => 4,
+        }
+    }
+
+    /// Runs a kernel with this set's instructions.
+    #[inline]
+    #[allow(unsafe_code, reason = "enters a target_feature function")]
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Out {
+        match self {
+            // SAFETY: a value other than `Portable` comes from `available`, which asked the processor.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => unsafe { run_avx512(kernel) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => unsafe { run_avx2(kernel) },
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => kernel.run::<simd::Neon>(),
+            _ => kernel.run::<Portable>(),
+        }
+    }
+}
+
+impl FromStr for Isa {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s.to_ascii_lowercase().as_str() {
+            "portable" => Ok(Self::Portable),
+            "avx2" => Ok(Self::Avx2),
+            "avx512" => Ok(Self::Avx512),
+            "neon" => Ok(Self::Neon),
+            _ => Err(format!("unknown instruction set: `{s}`; one of portable, avx2, avx512, neon")),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code, reason = "target_feature functions")]
+#[target_feature(enable = "avx512f")]
+unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Out {
+    kernel.run::<simd::Avx512>()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code, reason = "target_feature functions")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Out {
+    kernel.run::<simd::Avx2>()
+}
+
+/// Work below this many multiply-adds (or a like effort) runs on the calling thread: waking another costs more.
+const INLINE_WORK: usize = 1 << 19;
+
+/// Runs `task(0..count)` on the pool, or inline when `work` in all is small.
+pub(crate) fn for_each_task(count: usize, work: usize, task: impl Fn(usize) + Sync + Send) {
+    if count <= 1 || work < INLINE_WORK || rayon::current_num_threads() == 1 {
+        (0..count).for_each(task);
+    } else {
+        (0..count).into_par_iter().with_max_len(1).for_each(task);
+    }
+}
+
+/// A mutable slice whose disjoint parts several threads write.
+#[derive(Clone, Copy)]
+pub(crate) struct Shared<T>(*mut T, usize);
+
+#[allow(unsafe_code, reason = "disjoint writes from several threads")]
+// SAFETY: `Shared` only hands out raw pointers; whoever writes through them keeps the parts disjoint.
+unsafe impl<T: Send> Send for Shared<T> {}
+#[allow(unsafe_code, reason = "disjoint writes from several threads")]
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    pub(crate) fn new(slice: &mut [T]) -> Self {
+        Self(slice.as_mut_ptr(), slice.len())
+    }
+
+    /// Elements `at..at + len`.
+    ///
+    /// # Safety
+    /// No other thread touches them while the slice lives.
+    #[allow(unsafe_code, reason = "disjoint writes from several threads")]
+    #[allow(clippy::mut_from_ref, reason = "the caller keeps the parts disjoint")]
+    pub(crate) unsafe fn part(&self, at: usize, len: usize) -> &mut [T] {
+        assert!(at + len <= self.1, "part {at}+{len} of {}", self.1);
+        // SAFETY: within the slice by the assertion, disjoint by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(at), len) }
+    }
+
+    pub(crate) fn as_ptr(&self) -> *mut T {
+        self.0
+    }
+}

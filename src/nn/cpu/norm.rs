@@ -1,0 +1,255 @@
+//! Group norm (with SiLU) and layer norm on channels-last `f32`.
+//!
+//! Sums are taken per channel relative to the channel's first pixel, in `f32` over short runs and `f64` across them,
+//! so a large mean does not eat the variance.
+#![allow(unsafe_code, reason = "calls of `Simd` methods on slices whose sizes are asserted")]
+
+use super::math::silu;
+use super::simd::Simd;
+use super::{Isa, Kernel, Shared, for_each_task};
+
+/// Pixels summed in `f32` before they join the `f64` sums.
+const RUN: usize = 64;
+/// Pixels of one task.
+const PIXELS_PER_TASK: usize = 1024;
+
+/// Shape and constants of a group norm over `[batch, pixels, channels]`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Groups {
+    pub(crate) batch: usize,
+    pub(crate) pixels: usize,
+    pub(crate) channels: usize,
+    pub(crate) groups: usize,
+    pub(crate) eps: f32,
+    pub(crate) silu: bool,
+}
+
+/// `out = (x - mean) / sqrt(var + eps) * weight + bias`, per group of neighbouring channels, then SiLU if asked.
+pub(crate) fn group_norm(isa: Isa, x: &[f32], weight: &[f32], bias: &[f32], g: Groups, out: &mut [f32]) {
+    let (c, per_image) = (g.channels, g.pixels * g.channels);
+    assert_eq!(x.len(), g.batch * per_image, "group norm: input size");
+    assert_eq!(out.len(), x.len(), "group norm: output size");
+    assert!(weight.len() == c && bias.len() == c && c.is_multiple_of(g.groups), "group norm: channels");
+    let tasks = g.pixels.div_ceil(PIXELS_PER_TASK);
+    let rows = |t: usize| {
+        let from = t * PIXELS_PER_TASK;
+        from * c..(from + PIXELS_PER_TASK).min(g.pixels) * c
+    };
+
+    let mut sums = vec![0f64; g.batch * tasks * 2 * c];
+    let shared = Shared::new(&mut sums);
+    for_each_task(g.batch * tasks, x.len(), |t| {
+        let image = &x[t / tasks * per_image..][..per_image];
+        // SAFETY: one part per task.
+        let sums = unsafe { shared.part(t * 2 * c, 2 * c) };
+        isa.run(Sums { x: &image[rows(t % tasks)], origin: &image[..c], sums });
+    });
+
+    let mut affine = vec![0f32; g.batch * 2 * c];
+    for image in 0..g.batch {
+        let sums = &sums[image * tasks * 2 * c..][..tasks * 2 * c];
+        affine_of_image(sums, &x[image * per_image..][..c], weight, g, &mut affine[image * 2 * c..][..2 * c]);
+    }
+
+    let shared = Shared::new(out);
+    for_each_task(g.batch * tasks, x.len(), |t| {
+        let image = t / tasks;
+        let range = rows(t % tasks);
+        // SAFETY: one part per task.
+        let out = unsafe { shared.part(image * per_image + range.start, range.len()) };
+        let (mean, scale) = affine[image * 2 * c..][..2 * c].split_at(c);
+        isa.run(Apply { x: &x[image * per_image..][range], mean, scale, bias, silu: g.silu, out });
+    });
+}
+
+/// Folds the sums of one image into `y = (x - mean) * scale + bias` per channel (`affine` = means, then scales).
+///
+/// The mean stays apart: folded into the bias it would cancel badly where a group hardly varies.
+fn affine_of_image(sums: &[f64], origin: &[f32], weight: &[f32], g: Groups, affine: &mut [f32]) {
+    let c = g.channels;
+    let mut total = vec![0f64; 2 * c];
+    for part in sums.chunks_exact(2 * c) {
+        total.iter_mut().zip(part).for_each(|(t, p)| *t += p);
+    }
+    let n = g.pixels as f64;
+    let per_group = c / g.groups;
+    for group in 0..g.groups {
+        let channels = group * per_group..(group + 1) * per_group;
+        let channel_mean = |i: usize| f64::from(origin[i]) + total[i] / n;
+        let mean = channels.clone().map(channel_mean).sum::<f64>() / per_group as f64;
+        let variance = channels
+            .clone()
+            .map(|i| (total[c + i] - total[i] * total[i] / n) / n + (channel_mean(i) - mean).powi(2))
+            .sum::<f64>()
+            / per_group as f64;
+        let inverse = 1.0 / (variance + f64::from(g.eps)).sqrt();
+        for i in channels {
+            affine[i] = mean as f32;
+            affine[c + i] = (inverse * f64::from(weight[i])) as f32;
+        }
+    }
+}
+
+/// Per-channel sums of `x - origin` and its square.
+struct Sums<'a> {
+    x: &'a [f32],
+    origin: &'a [f32],
+    sums: &'a mut [f64],
+}
+
+impl Kernel for Sums<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let c = self.origin.len();
+        let whole = c / S::LANES * S::LANES;
+        let (sum, square) = self.sums.split_at_mut(c);
+        for run in self.x.chunks(RUN * c) {
+            for at in (0..whole).step_by(S::LANES) {
+                // SAFETY: `at + LANES <= c` and each pixel of the run holds `c` values.
+                unsafe {
+                    let origin = S::load(self.origin.as_ptr().add(at));
+                    let (mut s, mut q) = (S::splat(0.0), S::splat(0.0));
+                    for pixel in run.chunks_exact(c) {
+                        let d = S::sub(S::load(pixel.as_ptr().add(at)), origin);
+                        s = S::add(s, d);
+                        q = S::fma(d, d, q);
+                    }
+                    let mut lanes = [[0f32; 16]; 2];
+                    S::store(lanes[0].as_mut_ptr(), s);
+                    S::store(lanes[1].as_mut_ptr(), q);
+                    for i in 0..S::LANES {
+                        sum[at + i] += f64::from(lanes[0][i]);
+                        square[at + i] += f64::from(lanes[1][i]);
+                    }
+                }
+            }
+            for pixel in run.chunks_exact(c) {
+                for i in whole..c {
+                    let d = f64::from(pixel[i] - self.origin[i]);
+                    sum[i] += d;
+                    square[i] += d * d;
+                }
+            }
+        }
+    }
+}
+
+/// `out = (x - mean) * scale + bias`, then SiLU if asked, pixel by pixel.
+struct Apply<'a> {
+    x: &'a [f32],
+    mean: &'a [f32],
+    scale: &'a [f32],
+    bias: &'a [f32],
+    silu: bool,
+    out: &'a mut [f32],
+}
+
+impl Kernel for Apply<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let c = self.scale.len();
+        for (x, out) in self.x.chunks_exact(c).zip(self.out.chunks_exact_mut(c)) {
+            let mut at = 0;
+            while at < c {
+                let width = S::LANES.min(c - at);
+                // SAFETY: `at + width <= c`, the length of all five.
+                unsafe {
+                    let read = |p: &[f32]| {
+                        if width == S::LANES { S::load(p.as_ptr().add(at)) } else { S::load_first(p.as_ptr().add(at), width) }
+                    };
+                    let mut y = S::fma(S::sub(read(x), read(self.mean)), read(self.scale), read(self.bias));
+                    if self.silu {
+                        y = silu::<S>(y);
+                    }
+                    let p = out.as_mut_ptr().add(at);
+                    if width == S::LANES { S::store(p, y) } else { S::store_first(p, y, width) }
+                }
+                at += S::LANES;
+            }
+        }
+    }
+}
+
+/// Layer norm over the last axis of `[rows, weight.len()]`.
+pub(crate) fn layer_norm(isa: Isa, x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) {
+    let c = weight.len();
+    assert!(bias.len() == c && x.len() == out.len() && x.len().is_multiple_of(c), "layer norm: sizes");
+    let rows = x.len() / c;
+    let per_task = rows.div_ceil(4 * rayon::current_num_threads()).max(1);
+    let shared = Shared::new(out);
+    for_each_task(rows.div_ceil(per_task), x.len(), |t| {
+        let from = t * per_task * c;
+        let len = (per_task * c).min(x.len() - from);
+        // SAFETY: one part per task.
+        let out = unsafe { shared.part(from, len) };
+        isa.run(Layer { x: &x[from..from + len], weight, bias, eps, out });
+    });
+}
+
+struct Layer<'a> {
+    x: &'a [f32],
+    weight: &'a [f32],
+    bias: &'a [f32],
+    eps: f32,
+    out: &'a mut [f32],
+}
+
+impl Kernel for Layer<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let c = self.weight.len();
+        for (x, out) in self.x.chunks_exact(c).zip(self.out.chunks_exact_mut(c)) {
+            let n = c as f32;
+            let mean = fold::<S>(x, |x| x) / n;
+            let variance = fold::<S>(x, |v| {
+                // SAFETY: register arithmetic.
+                unsafe {
+                    let d = S::sub(v, S::splat(mean));
+                    S::mul(d, d)
+                }
+            }) / n;
+            // Lanes past the end were counted as x = 0 by `fold`: take their squares out again.
+            let padding = (c.next_multiple_of(S::LANES) - c) as f32;
+            let variance = (variance - padding * mean * mean / n).max(0.0);
+            let inverse = 1.0 / (variance + self.eps).sqrt();
+            let mut at = 0;
+            while at < c {
+                let width = S::LANES.min(c - at);
+                // SAFETY: `at + width <= c`, the length of all four.
+                unsafe {
+                    let read = |p: &[f32]| {
+                        if width == S::LANES { S::load(p.as_ptr().add(at)) } else { S::load_first(p.as_ptr().add(at), width) }
+                    };
+                    let normal = S::mul(S::sub(read(x), S::splat(mean)), S::splat(inverse));
+                    let y = S::fma(normal, read(self.weight), read(self.bias));
+                    let p = out.as_mut_ptr().add(at);
+                    if width == S::LANES { S::store(p, y) } else { S::store_first(p, y, width) }
+                }
+                at += S::LANES;
+            }
+        }
+    }
+}
+
+/// Sum of `f(x)` over a row; lanes past the end read as 0.
+#[inline(always)]
+fn fold<S: Simd>(x: &[f32], f: impl Fn(S::V) -> S::V) -> f32 {
+    let whole = x.len() / S::LANES * S::LANES;
+    // SAFETY: `at + LANES <= len`, then the remainder.
+    unsafe {
+        let mut sum = S::splat(0.0);
+        for at in (0..whole).step_by(S::LANES) {
+            sum = S::add(sum, f(S::load(x.as_ptr().add(at))));
+        }
+        if whole < x.len() {
+            sum = S::add(sum, f(S::load_first(x.as_ptr().add(whole), x.len() - whole)));
+        }
+        S::sum(sum)
+    }
+}

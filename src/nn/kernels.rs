@@ -1,0 +1,246 @@
+//! The bridge from candle tensors to the fused bodies: each operation is a `CustomOp` whose `cpu_fwd` hands plain slices
+//! to [`super::cpu`]. Inputs are contiguous `f32`.
+
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, bail};
+
+use super::block_cache::buffer;
+use super::cpu::Isa;
+use super::cpu::attention::{self, Heads};
+use super::cpu::gemm::{Epilogue, Packed, Rows, Window, gemm};
+use super::cpu::math::Activation;
+use super::cpu::norm::{self, Groups};
+
+/// The values of a contiguous `f32` tensor.
+fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    match (storage, layout.contiguous_offsets()) {
+        (CpuStorage::F32(data), Some((from, to))) => Ok(&data[from..to]),
+        (CpuStorage::F32(_), None) => bail!("fused operation on a tensor that is not contiguous: {layout:?}"),
+        _ => bail!("fused operation on a tensor that is not f32"),
+    }
+}
+
+fn output(data: Vec<f32>, shape: impl Into<Shape>) -> Result<(CpuStorage, Shape)> {
+    Ok((CpuStorage::F32(data), shape.into()))
+}
+
+/// The same shape with another last dimension.
+fn with_last(layout: &Layout, last: usize) -> Shape {
+    let mut dims = layout.dims().to_vec();
+    if let Some(d) = dims.last_mut() {
+        *d = last;
+    }
+    Shape::from(dims)
+}
+
+/// What the second tensor of a product's operation is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Second {
+    /// Added to the result.
+    Residual,
+    /// `[batch, outputs]`, added to every pixel before the activation.
+    PerImage,
+}
+
+/// `activation(x · wᵀ + b) [+ residual]` over the last axis.
+pub(super) struct Linear<'a> {
+    pub(super) weight: &'a Packed,
+    pub(super) bias: Option<&'a [f32]>,
+    pub(super) activation: Activation,
+}
+
+impl Linear<'_> {
+    fn run(&self, x: &CpuStorage, layout: &Layout, residual: Option<&[f32]>) -> Result<(CpuStorage, Shape)> {
+        let x = values(x, layout)?;
+        let Some(&inputs) = layout.dims().last() else { bail!("linear: scalar input") };
+        if inputs != self.weight.inputs() {
+            bail!("linear: {} inputs, weight takes {}", inputs, self.weight.inputs());
+        }
+        let outputs = self.weight.outputs();
+        let mut out = buffer(x.len() / inputs * outputs);
+        let epilogue = Epilogue { bias: self.bias, activation: self.activation, residual, ..Epilogue::default() };
+        gemm(Rows::Matrix(x), self.weight, epilogue, &mut out);
+        output(out, with_last(layout, outputs))
+    }
+}
+
+impl CustomOp1 for Linear<'_> {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.run(x, layout, None)
+    }
+}
+
+impl CustomOp2 for Linear<'_> {
+    fn name(&self) -> &'static str {
+        "linear_residual"
+    }
+    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, r: &CpuStorage, lr: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.run(x, lx, Some(values(r, lr)?))
+    }
+}
+
+/// A convolution of `[batch, height, width, channels]`.
+pub(super) struct Conv2d<'a> {
+    pub(super) weight: &'a Packed,
+    pub(super) bias: Option<&'a [f32]>,
+    pub(super) window: Window,
+    pub(super) activation: Activation,
+    pub(super) second: Second,
+}
+
+impl Conv2d<'_> {
+    fn run(&self, x: &CpuStorage, layout: &Layout, second: Option<&[f32]>) -> Result<(CpuStorage, Shape)> {
+        let w = self.window;
+        let outputs = self.weight.outputs();
+        let mut out = buffer(w.batch * w.out_height * w.out_width * outputs);
+        let epilogue = Epilogue {
+            bias: self.bias,
+            rows_per_batch: w.out_height * w.out_width,
+            activation: self.activation,
+            residual: second.filter(|_| self.second == Second::Residual),
+            row_bias: second.filter(|_| self.second == Second::PerImage),
+        };
+        gemm(Rows::Picture(values(x, layout)?, w), self.weight, epilogue, &mut out);
+        output(out, (w.batch, w.out_height, w.out_width, outputs))
+    }
+}
+
+impl CustomOp1 for Conv2d<'_> {
+    fn name(&self) -> &'static str {
+        "conv2d"
+    }
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.run(x, layout, None)
+    }
+}
+
+impl CustomOp2 for Conv2d<'_> {
+    fn name(&self) -> &'static str {
+        "conv2d_add"
+    }
+    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, s: &CpuStorage, ls: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.run(x, lx, Some(values(s, ls)?))
+    }
+}
+
+/// Group norm over `[batch, ..., channels]` (inputs: `x`, weight, bias).
+pub(super) struct GroupNorm {
+    pub(super) groups: usize,
+    pub(super) eps: f32,
+    pub(super) silu: bool,
+}
+
+impl CustomOp3 for GroupNorm {
+    fn name(&self) -> &'static str {
+        "group_norm"
+    }
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        lx: &Layout,
+        w: &CpuStorage,
+        lw: &Layout,
+        b: &CpuStorage,
+        lb: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (x, weight, bias) = (values(x, lx)?, values(w, lw)?, values(b, lb)?);
+        let (batch, channels) = (lx.dims()[0], weight.len());
+        let mut out = buffer(x.len());
+        let pixels = x.len() / batch.max(1) / channels.max(1);
+        let groups = Groups { batch, pixels, channels, groups: self.groups, eps: self.eps, silu: self.silu };
+        norm::group_norm(Isa::chosen(), x, weight, bias, groups, &mut out);
+        output(out, lx.shape().clone())
+    }
+}
+
+/// Layer norm over the last axis (inputs: `x`, weight, bias).
+pub(super) struct LayerNorm {
+    pub(super) eps: f32,
+}
+
+impl CustomOp3 for LayerNorm {
+    fn name(&self) -> &'static str {
+        "layer_norm"
+    }
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        lx: &Layout,
+        w: &CpuStorage,
+        lw: &Layout,
+        b: &CpuStorage,
+        lb: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let x = values(x, lx)?;
+        let mut out = buffer(x.len());
+        norm::layer_norm(Isa::chosen(), x, values(w, lw)?, values(b, lb)?, self.eps, &mut out);
+        output(out, lx.shape().clone())
+    }
+}
+
+/// Attention with heads read in place.
+pub(super) struct Attention {
+    pub(super) heads: usize,
+    pub(super) causal: bool,
+}
+
+impl Attention {
+    fn run(&self, q: Heads<'_>, k: Heads<'_>, v: Heads<'_>, channels: usize) -> Result<(CpuStorage, Shape)> {
+        let batch = q.data.len() / (q.tokens * q.stride);
+        let shape = attention::Shape { batch, heads: self.heads, head_dim: channels / self.heads, causal: self.causal };
+        let mut out = buffer(batch * q.tokens * channels);
+        attention::attention(Isa::chosen(), q, k, v, shape, &mut out);
+        output(out, (batch, q.tokens, channels))
+    }
+}
+
+impl CustomOp1 for Attention {
+    fn name(&self) -> &'static str {
+        "self_attention"
+    }
+    /// `[batch, tokens, 3 * channels]`: queries, keys, values side by side.
+    fn cpu_fwd(&self, qkv: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (_, tokens, stride) = layout.shape().dims3()?;
+        let data = values(qkv, layout)?;
+        let [q, k, v] = [0, 1, 2].map(|part| Heads { data, tokens, stride, offset: part * stride / 3 });
+        self.run(q, k, v, stride / 3)
+    }
+}
+
+impl CustomOp2 for Attention {
+    fn name(&self) -> &'static str {
+        "cross_attention"
+    }
+    /// Queries `[batch, tokens, channels]`; keys and values side by side `[batch, context tokens, 2 * channels]`.
+    fn cpu_fwd(&self, q: &CpuStorage, lq: &Layout, kv: &CpuStorage, lkv: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (_, tokens, channels) = lq.shape().dims3()?;
+        let (_, key_tokens, stride) = lkv.shape().dims3()?;
+        let q = Heads { data: values(q, lq)?, tokens, stride: channels, offset: 0 };
+        let k = Heads { data: values(kv, lkv)?, tokens: key_tokens, stride, offset: 0 };
+        self.run(q, k, Heads { offset: stride / 2, ..k }, channels)
+    }
+}
+
+/// Joins two pictures along the channels.
+pub(super) struct Concat;
+
+impl CustomOp2 for Concat {
+    fn name(&self) -> &'static str {
+        "concat_channels"
+    }
+    fn cpu_fwd(&self, a: &CpuStorage, la: &Layout, b: &CpuStorage, lb: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (Some(&ca), Some(&cb)) = (la.dims().last(), lb.dims().last()) else { bail!("concat: scalar input") };
+        let (a, b) = (values(a, la)?, values(b, lb)?);
+        if a.len() / ca != b.len() / cb {
+            bail!("concat: {:?} and {:?}", la.shape(), lb.shape());
+        }
+        let mut out = Vec::with_capacity(a.len() + b.len());
+        for (a, b) in a.chunks_exact(ca).zip(b.chunks_exact(cb)) {
+            out.extend_from_slice(a);
+            out.extend_from_slice(b);
+        }
+        output(out, with_last(la, ca + cb))
+    }
+}

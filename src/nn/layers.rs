@@ -1,0 +1,384 @@
+//! Layers: weights in the form their device computes with, and `forward` as one fused operation.
+//!
+//! Activations are channels-last, `[batch, height, width, channels]` or `[batch, tokens, channels]`. On the CPU weights
+//! are packed at load; on other devices they stay tensors and [`super::reference`] composes the operation.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::cpu::Isa;
+use super::cpu::gemm::{Columns, Packed, Window};
+use super::cpu::math::Activation;
+use super::{kernels, reference};
+
+/// Where and in which type a model computes; shared by its layers.
+#[derive(Debug, Clone)]
+pub struct Placement {
+    /// Device of weights and activations.
+    pub device: Device,
+    /// Type of weights and activations.
+    pub dtype: DType,
+    /// Whether convolutions wrap around the picture's edges (A1111's `tiling`); may change between jobs.
+    pub circular: Arc<AtomicBool>,
+}
+
+impl Placement {
+    /// `f32` on the CPU.
+    #[must_use]
+    pub fn cpu() -> Self {
+        Self { device: Device::Cpu, dtype: DType::F32, circular: Arc::default() }
+    }
+
+    fn tensor(&self, values: &[f32], shape: &[usize]) -> Result<Tensor> {
+        Tensor::from_slice(values, shape, &self.device)?.to_dtype(self.dtype)
+    }
+
+    fn is_cpu(&self) -> bool {
+        self.device.is_cpu() && self.dtype == DType::F32
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Weight {
+    Packed { weight: Packed, bias: Option<Vec<f32>> },
+    Tensors { weight: Tensor, bias: Option<Tensor> },
+}
+
+impl Weight {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Packed { weight, .. } => weight.bytes(),
+            Self::Tensors { weight, .. } => weight.elem_count() * weight.dtype().size_in_bytes(),
+        }
+    }
+}
+
+/// What follows a linear product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Then {
+    /// An activation.
+    Activate(Activation),
+    /// `value * gelu(gate)`: the layer's rows are `[values; gates]`, the output half as wide.
+    Geglu,
+}
+
+/// `x wᵀ + b` over the last axis, and what follows it.
+#[derive(Debug, Clone)]
+pub struct Linear {
+    weight: Weight,
+    then: Then,
+}
+
+impl Linear {
+    /// From `weight` `[outputs, inputs]` (row major) and `bias` `[outputs]`.
+    ///
+    /// # Errors
+    /// When the device refuses the tensor.
+    pub fn new(place: &Placement, weight: &[f32], outputs: usize, bias: Option<&[f32]>, then: Then) -> Result<Self> {
+        let columns = if then == Then::Geglu { Columns::Geglu } else { Columns::Plain };
+        let weight = if place.is_cpu() {
+            Weight::Packed {
+                weight: Packed::new(Isa::chosen(), weight, outputs, columns, |k| k),
+                bias: bias.map(<[f32]>::to_vec),
+            }
+        } else {
+            Weight::Tensors {
+                weight: place.tensor(weight, &[outputs, weight.len() / outputs.max(1)])?,
+                bias: bias.map(|b| place.tensor(b, &[outputs])).transpose()?,
+            }
+        };
+        Ok(Self { weight, then })
+    }
+
+    /// `[..., inputs]` to `[..., outputs]`.
+    ///
+    /// # Errors
+    /// On a shape that does not fit.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.weight {
+            Weight::Packed { weight, bias } => x.apply_op1_no_bwd(&self.op(weight, bias.as_deref())),
+            Weight::Tensors { weight, bias } => self.composed(x, weight, bias.as_ref()),
+        }
+    }
+
+    /// [`Self::forward`] plus `residual`.
+    ///
+    /// # Errors
+    /// On a shape that does not fit.
+    pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        match &self.weight {
+            Weight::Packed { weight, bias } => x.apply_op2_no_bwd(residual, &self.op(weight, bias.as_deref())),
+            Weight::Tensors { weight, bias } => self.composed(x, weight, bias.as_ref())? + residual,
+        }
+    }
+
+    /// Bytes of the weight.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.weight.bytes()
+    }
+
+    fn op<'a>(&self, weight: &'a Packed, bias: Option<&'a [f32]>) -> kernels::Linear<'a> {
+        let activation = match self.then {
+            Then::Activate(activation) => activation,
+            Then::Geglu => Activation::None,
+        };
+        kernels::Linear { weight, bias, activation }
+    }
+
+    fn composed(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        let y = reference::linear(x, weight, bias)?;
+        match self.then {
+            Then::Activate(activation) => reference::activate(&y, activation),
+            Then::Geglu => reference::geglu(&y),
+        }
+    }
+}
+
+/// How a convolution's window moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sampling {
+    /// Step in pixels.
+    pub stride: usize,
+    /// Padding above and left.
+    pub pad: usize,
+    /// Padding below and right.
+    pub pad_after: usize,
+    /// Nearest-neighbour enlargement before the window, folded into the read.
+    pub upsample: usize,
+}
+
+impl Sampling {
+    /// Same size out as in, for a kernel of 3.
+    pub const SAME: Self = Self { stride: 1, pad: 1, pad_after: 1, upsample: 1 };
+    /// Half the size, the UNet's way.
+    pub const HALVE: Self = Self { stride: 2, ..Self::SAME };
+    /// Half the size, the VAE encoder's way: padding below and right only.
+    pub const HALVE_VAE: Self = Self { stride: 2, pad: 0, ..Self::SAME };
+    /// Twice the size.
+    pub const DOUBLE: Self = Self { upsample: 2, ..Self::SAME };
+}
+
+/// A 2-D convolution with a square kernel.
+#[derive(Debug, Clone)]
+pub struct Conv2d {
+    weight: Weight,
+    kernel: usize,
+    sampling: Sampling,
+    activation: Activation,
+    circular: Arc<AtomicBool>,
+}
+
+impl Conv2d {
+    /// From `weight` `[outputs, inputs, kernel, kernel]` as checkpoints store it.
+    ///
+    /// # Errors
+    /// When the device refuses the tensor.
+    pub fn new(
+        place: &Placement,
+        weight: &[f32],
+        [outputs, inputs, kernel]: [usize; 3],
+        bias: Option<&[f32]>,
+        sampling: Sampling,
+    ) -> Result<Self> {
+        let taps = kernel * kernel;
+        let weight = if place.is_cpu() {
+            // Stored channel-major within an output; the kernel reads tap by tap.
+            let index = |k: usize| k % inputs * taps + k / inputs;
+            Weight::Packed {
+                weight: Packed::new(Isa::chosen(), weight, outputs, Columns::Plain, index),
+                bias: bias.map(<[f32]>::to_vec),
+            }
+        } else {
+            Weight::Tensors {
+                weight: place.tensor(weight, &[outputs, inputs, kernel, kernel])?,
+                bias: bias.map(|b| place.tensor(b, &[outputs])).transpose()?,
+            }
+        };
+        Ok(Self { weight, kernel, sampling, activation: Activation::None, circular: place.circular.clone() })
+    }
+
+    /// Applies `activation` to the output.
+    #[must_use]
+    pub fn then(mut self, activation: Activation) -> Self {
+        self.activation = activation;
+        self
+    }
+
+    /// `[batch, height, width, inputs]` to `[batch, height', width', outputs]`.
+    ///
+    /// # Errors
+    /// On a shape that does not fit.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.weight {
+            Weight::Packed { weight, bias } => {
+                x.apply_op1_no_bwd(&self.op(x, weight, bias.as_deref(), kernels::Second::Residual)?)
+            }
+            Weight::Tensors { weight, bias } => reference::activate(&self.composed(x, weight, bias.as_ref())?, self.activation),
+        }
+    }
+
+    /// [`Self::forward`] plus `residual`, of the output's shape.
+    ///
+    /// # Errors
+    /// On a shape that does not fit.
+    pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        match &self.weight {
+            Weight::Packed { weight, bias } => {
+                x.apply_op2_no_bwd(residual, &self.op(x, weight, bias.as_deref(), kernels::Second::Residual)?)
+            }
+            Weight::Tensors { weight, bias } => {
+                reference::activate(&self.composed(x, weight, bias.as_ref())?, self.activation)? + residual
+            }
+        }
+    }
+
+    /// [`Self::forward`] with `per_image` `[batch, outputs]` added to every pixel before the activation.
+    ///
+    /// # Errors
+    /// On a shape that does not fit.
+    pub fn forward_shifted(&self, x: &Tensor, per_image: &Tensor) -> Result<Tensor> {
+        match &self.weight {
+            Weight::Packed { weight, bias } => {
+                x.apply_op2_no_bwd(per_image, &self.op(x, weight, bias.as_deref(), kernels::Second::PerImage)?)
+            }
+            Weight::Tensors { weight, bias } => {
+                let shift = per_image.unsqueeze(1)?.unsqueeze(1)?;
+                reference::activate(&self.composed(x, weight, bias.as_ref())?.broadcast_add(&shift)?, self.activation)
+            }
+        }
+    }
+
+    /// Bytes of the weight.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.weight.bytes()
+    }
+
+    fn op<'a>(&self, x: &Tensor, weight: &'a Packed, bias: Option<&'a [f32]>, second: kernels::Second) -> Result<kernels::Conv2d<'a>> {
+        let (batch, height, width, channels) = x.dims4()?;
+        if channels * self.kernel * self.kernel != weight.inputs() {
+            candle_core::bail!("conv2d: {channels} channels, weight takes {}", weight.inputs() / (self.kernel * self.kernel));
+        }
+        let s = self.sampling;
+        let reach = |len: usize| (len * s.upsample + s.pad + s.pad_after).saturating_sub(self.kernel) / s.stride + 1;
+        let window = Window {
+            batch,
+            height,
+            width,
+            channels,
+            out_height: reach(height),
+            out_width: reach(width),
+            kernel: self.kernel,
+            stride: s.stride,
+            pad: s.pad,
+            upsample: s.upsample,
+            circular: self.circular.load(Ordering::Relaxed),
+        };
+        Ok(kernels::Conv2d { weight, bias, window, activation: self.activation, second })
+    }
+
+    fn composed(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        reference::conv2d(x, weight, bias, self.sampling, self.circular.load(Ordering::Relaxed))
+    }
+}
+
+/// Group norm over `[batch, ..., channels]`, optionally followed by SiLU.
+#[derive(Debug, Clone)]
+pub struct GroupNorm {
+    weight: Tensor,
+    bias: Tensor,
+    groups: usize,
+    eps: f32,
+    silu: bool,
+}
+
+impl GroupNorm {
+    /// With 32 groups, as every model here has.
+    ///
+    /// # Errors
+    /// When the device refuses the tensor.
+    pub fn new(place: &Placement, weight: &[f32], bias: &[f32], eps: f32) -> Result<Self> {
+        let shape = [weight.len()];
+        Ok(Self { weight: place.tensor(weight, &shape)?, bias: place.tensor(bias, &shape)?, groups: 32, eps, silu: false })
+    }
+
+    /// Adds SiLU.
+    #[must_use]
+    pub fn silu(mut self) -> Self {
+        self.silu = true;
+        self
+    }
+
+    /// Same shape out as in.
+    ///
+    /// # Errors
+    /// On a shape that does not fit.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if x.device().is_cpu() && x.dtype() == DType::F32 {
+            let op = kernels::GroupNorm { groups: self.groups, eps: self.eps, silu: self.silu };
+            return x.apply_op3_no_bwd(&self.weight, &self.bias, &op);
+        }
+        let y = reference::group_norm(x, &self.weight, &self.bias, self.groups, f64::from(self.eps))?;
+        reference::activate(&y, if self.silu { Activation::Silu } else { Activation::None })
+    }
+}
+
+/// Layer norm over the last axis, eps 1e-5.
+#[derive(Debug, Clone)]
+pub struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl LayerNorm {
+    const EPS: f32 = 1e-5;
+
+    /// From weight and bias `[channels]`.
+    ///
+    /// # Errors
+    /// When the device refuses the tensor.
+    pub fn new(place: &Placement, weight: &[f32], bias: &[f32]) -> Result<Self> {
+        let shape = [weight.len()];
+        Ok(Self { weight: place.tensor(weight, &shape)?, bias: place.tensor(bias, &shape)? })
+    }
+
+    /// Same shape out as in.
+    ///
+    /// # Errors
+    /// On a shape that does not fit.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if x.device().is_cpu() && x.dtype() == DType::F32 {
+            return x.apply_op3_no_bwd(&self.weight, &self.bias, &kernels::LayerNorm { eps: Self::EPS });
+        }
+        candle_nn::ops::layer_norm(x, &self.weight, &self.bias, Self::EPS)
+    }
+}
+
+/// Joins `[..., a]` and `[..., b]` to `[..., a + b]`.
+///
+/// # Errors
+/// On shapes that do not fit.
+pub fn concat_channels(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    if a.device().is_cpu() && a.dtype() == DType::F32 {
+        return a.apply_op2_no_bwd(b, &kernels::Concat);
+    }
+    Tensor::cat(&[a, b], candle_core::D::Minus1)?.contiguous()
+}
+
+/// Sinusoidal embedding, cosines first: `[values.len(), dim]`, `f32`.
+///
+/// Frequencies `exp(-ln(10000) k / (dim/2))` (Ho et al. 2020, section 3.3 of the reference code's order).
+#[must_use]
+pub fn sinusoidal_embedding(values: &[f32], dim: usize) -> Vec<f32> {
+    let half = dim / 2;
+    let frequency = |k: usize| (-(10_000f32.ln()) * k as f32 / half as f32).exp();
+    let mut out = Vec::with_capacity(values.len() * dim);
+    for v in values {
+        out.extend((0..half).map(|k| (v * frequency(k)).cos()));
+        out.extend((0..half).map(|k| (v * frequency(k)).sin()));
+    }
+    out
+}

@@ -1,0 +1,71 @@
+//! Golden tensors: zstd-compressed safetensors under `tests/golden`, and layout changes between them and the models.
+
+#![allow(dead_code, reason = "every test file uses its own part of the shared code")]
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use sdgen::weights::SafetensorsFile;
+
+/// Path of a file below `tests/golden`.
+pub(crate) fn path(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+/// The bytes of `NAME.zst`.
+pub(crate) fn unpack(name: &str) -> Vec<u8> {
+    let file = path(&format!("{name}.zst"));
+    let packed = std::fs::read(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+    zstd::stream::decode_all(packed.as_slice()).expect("valid zstd")
+}
+
+/// The safetensors file `NAME.zst`.
+pub(crate) fn open(name: &str) -> SafetensorsFile {
+    SafetensorsFile::from_vec(Path::new(name), unpack(name)).expect("valid golden file")
+}
+
+/// Tensors by name.
+pub(crate) struct Golden(std::collections::HashMap<String, Tensor>);
+
+impl Golden {
+    /// Loads `NAME.zst`.
+    pub(crate) fn load(name: &str) -> Self {
+        Self(candle_core::safetensors::load_buffer(&unpack(name), &Device::Cpu).expect("valid golden file"))
+    }
+
+    /// A tensor.
+    pub(crate) fn tensor(&self, key: &str) -> &Tensor {
+        self.0.get(key).unwrap_or_else(|| panic!("no golden tensor `{key}`"))
+    }
+
+    /// Whether a tensor is there.
+    pub(crate) fn has(&self, key: &str) -> bool {
+        self.0.contains_key(key)
+    }
+
+    /// Values of a tensor, row major.
+    pub(crate) fn values(&self, key: &str) -> Vec<f32> {
+        values(self.tensor(key))
+    }
+
+    /// Token ids `[1, 77]`.
+    pub(crate) fn chunk(&self, key: &str) -> [u32; 77] {
+        let ids: Vec<i64> = self.tensor(key).flatten_all().and_then(|t| t.to_vec1()).expect("i64 ids");
+        std::array::from_fn(|i| u32::try_from(ids[i]).expect("an id"))
+    }
+
+    /// A picture `[batch, channels, height, width]` as the models take it, channels last.
+    pub(crate) fn channels_last(&self, key: &str) -> Tensor {
+        self.tensor(key).permute((0, 2, 3, 1)).and_then(|t| t.contiguous()).expect("four dimensions")
+    }
+}
+
+/// Values of a tensor, row major.
+pub(crate) fn values(t: &Tensor) -> Vec<f32> {
+    t.flatten_all().and_then(|t| t.to_vec1()).expect("f32 tensor")
+}
+
+/// Values of a channels-last picture in `[batch, channels, height, width]` order.
+pub(crate) fn channels_first(t: &Tensor) -> Vec<f32> {
+    values(&t.permute((0, 3, 1, 2)).expect("four dimensions"))
+}
