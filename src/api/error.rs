@@ -132,9 +132,7 @@ fn engine_answer(error: &engine::Error) -> Response {
         engine::Error::CheckpointNotFound { .. } | engine::Error::VaeNotFound { .. } => {
             (StatusCode::NOT_FOUND, "HTTPException")
         }
-        engine::Error::Pickle { .. } | engine::Error::Pipeline(pipeline::Error::Invalid(_)) => {
-            (StatusCode::BAD_REQUEST, "HTTPException")
-        }
+        engine::Error::Pipeline(pipeline::Error::Invalid(_)) => (StatusCode::BAD_REQUEST, "HTTPException"),
         engine::Error::Io { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "OSError"),
         engine::Error::Pipeline(pipeline::Error::NotANumber { .. }) => {
             (StatusCode::INTERNAL_SERVER_ERROR, "NansException")
@@ -144,6 +142,7 @@ fn engine_answer(error: &engine::Error) -> Response {
             return shape(StatusCode::INTERNAL_SERVER_ERROR, "OutOfMemoryError", message, message);
         }
         engine::Error::Device { .. }
+        | engine::Error::Weights(_)
         | engine::Error::Pipeline(
             pipeline::Error::Weights(_) | pipeline::Error::Tensor(_) | pipeline::Error::Interrupted,
         )

@@ -22,7 +22,7 @@ use super::error::ApiError;
 use super::{App, auth};
 
 /// Bodies below this many bytes are not worth compressing.
-const COMPRESS_FROM: u16 = 1000;
+const COMPRESS_FROM: u64 = 1000;
 
 /// Marks an answer that gzip would only slow down: base64 of compressed pictures.
 #[derive(Debug, Clone, Copy)]

@@ -23,8 +23,7 @@ pub mod types;
 pub mod vocabulary;
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use axum::Router;
 use axum::extract::Request;
@@ -36,9 +35,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
+use crate::engine::status::LoadedModel;
 use crate::engine::{self, Engine};
 use error::ApiError;
-use options::OptionStore;
+use options::{OptionStore, Options};
 
 /// What the handlers share.
 pub struct App {
@@ -52,16 +52,48 @@ pub struct App {
     pub tasks: TaskTracker,
     /// Cancelled when the process is to end.
     pub shutdown: CancellationToken,
+    /// How the first load went.
+    pub readiness: RwLock<Readiness>,
+}
+
+/// Whether a picture could be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Readiness {
+    /// The first checkpoint is being loaded.
+    Loading,
     /// A checkpoint was loaded, or none is to be loaded before the first request.
-    pub ready: AtomicBool,
+    Ready,
+    /// The last load asked for failed, in words.
+    Failed(String),
 }
 
 impl App {
     /// State for a router.
     #[must_use]
     pub fn new(engine: Engine, options: OptionStore, config: Config, shutdown: CancellationToken) -> Arc<Self> {
-        let ready = AtomicBool::new(!config.model.load_at_start);
-        Arc::new(Self { engine, options, config, tasks: TaskTracker::new(), shutdown, ready })
+        let readiness = if config.model.load_at_start { Readiness::Loading } else { Readiness::Ready };
+        let readiness = RwLock::new(readiness);
+        Arc::new(Self { engine, options, config, tasks: TaskTracker::new(), shutdown, readiness })
+    }
+
+    /// Loads the checkpoint and VAE that `options` name, behind the jobs already queued.
+    ///
+    /// # Errors
+    /// The checkpoint is unknown or cannot be loaded; the one before stays.
+    pub async fn load(self: &Arc<Self>, options: Options) -> Result<LoadedModel, engine::Error> {
+        let app = self.clone();
+        let selection = tokio::task::spawn_blocking(move || resolve::select(&app, &options)).await;
+        let selection = selection.unwrap_or_else(|error| Err(engine::Error::Panicked(error.to_string())));
+        let result = match selection {
+            Ok(selection) => self.engine.load(selection).await,
+            Err(error) => Err(error),
+        };
+        let readiness = match &result {
+            Ok(_) => Readiness::Ready,
+            Err(error) => Readiness::Failed(error::with_causes(error)),
+        };
+        *self.readiness.write().unwrap_or_else(PoisonError::into_inner) = readiness;
+        result
     }
 
     /// Selects the checkpoint of the settings, if one is named there; else lets go of one that the options name and that no

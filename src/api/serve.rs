@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 
-use super::{App, router, settings};
+use super::error::with_causes;
+use super::{App, router};
 
 /// How long clients may take to read their last answer once the engine has ended.
 const LAST_ANSWERS: Duration = Duration::from_secs(10);
@@ -74,8 +75,9 @@ pub async fn run(listener: TcpListener, app: Arc<App>) -> std::io::Result<()> {
 }
 
 async fn load_at_start(app: Arc<App>) {
-    // The reason is logged by the engine and shown by `/readyz`; another checkpoint can still be chosen.
-    if settings::load_current(&app).await.is_err() {
-        tracing::warn!("started without a checkpoint; choose one with POST /sdapi/v1/options");
+    // `/readyz` shows the reason too; another checkpoint can still be chosen.
+    if let Err(error) = app.load(app.options.snapshot()).await {
+        let error = with_causes(&error);
+        tracing::error!(error, "started without a checkpoint; choose another with POST /sdapi/v1/options");
     }
 }

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use super::body::Body;
 use super::error::ApiError;
 use super::options::{self, Options};
-use super::{App, blocking, fields, resolve};
+use super::{App, blocking, fields};
 use crate::engine;
 
 /// Every option.
@@ -59,20 +59,8 @@ pub async fn unload_checkpoint(State(app): State<Arc<App>>) -> Result<Json<Value
 /// # Errors
 /// The checkpoint cannot be loaded.
 pub async fn reload_checkpoint(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
-    load_current(&app).await?;
+    app.load(app.options.snapshot()).await?;
     Ok(Json(json!({})))
-}
-
-/// Loads the checkpoint that the options name.
-///
-/// # Errors
-/// The checkpoint is unknown or cannot be loaded.
-pub async fn load_current(app: &Arc<App>) -> Result<(), ApiError> {
-    let for_select = app.clone();
-    let selection = blocking(move || Ok(resolve::select(&for_select, &for_select.options.snapshot())?)).await?;
-    app.engine.load(selection).await?;
-    app.ready.store(true, std::sync::atomic::Ordering::Release);
-    Ok(())
 }
 
 /// Loads what the options would name with `changes`, and adds the title and hash it turned out to have.
@@ -81,10 +69,7 @@ async fn load(app: &Arc<App>, current: &Options, changes: &mut Map<String, Value
     for (key, value) in changes.iter() {
         wanted.set(key, value.clone());
     }
-    let for_select = app.clone();
-    let selection = blocking(move || Ok(resolve::select(&for_select, &wanted)?)).await?;
-    let loaded = app.engine.load(selection).await?;
-    app.ready.store(true, std::sync::atomic::Ordering::Release);
+    let loaded = app.load(wanted).await?;
     if changes.contains_key("sd_model_checkpoint") {
         changes.insert("sd_model_checkpoint".into(), loaded.title.into());
         changes.insert("sd_checkpoint_hash".into(), loaded.sha256.into());

@@ -1,7 +1,6 @@
 //! The server itself: health, flags, memory, the page at `/`, and ending it from outside.
 
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 use axum::Json;
 use axum::extract::State;
@@ -9,7 +8,7 @@ use axum::http::StatusCode;
 use axum::response::{Html, IntoResponse, Response};
 use serde_json::{Map, Value, json};
 
-use super::App;
+use super::{App, Readiness};
 use crate::config::a1111;
 
 const PAGE: &str = "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<title>sdgen</title>\n<h1>sdgen</h1>\n\
@@ -32,15 +31,15 @@ pub async fn healthz() -> Json<Value> {
 
 /// `GET /readyz`: 200 once a picture could be made, else 503 with the reason.
 pub async fn readyz(State(app): State<Arc<App>>) -> Response {
-    let status = app.engine.status();
-    let reason = if app.shutdown.is_cancelled() {
-        "shutting down".to_string()
-    } else if let (None, Some(error)) = (&status.loaded, &status.load_error) {
-        format!("checkpoint not loaded: {error}")
-    } else if status.loaded.is_none() && !app.ready.load(Ordering::Acquire) {
-        "loading the checkpoint".to_string()
-    } else {
-        return Json(json!({ "status": "ready" })).into_response();
+    let readiness = app.readiness.read().unwrap_or_else(PoisonError::into_inner).clone();
+    let is_loaded = app.engine.status().loaded.is_some();
+    let reason = match readiness {
+        _ if app.shutdown.is_cancelled() => "shutting down".to_string(),
+        Readiness::Failed(reason) if !is_loaded => format!("checkpoint not loaded: {reason}"),
+        Readiness::Loading if !is_loaded => "loading the checkpoint".to_string(),
+        Readiness::Loading | Readiness::Ready | Readiness::Failed(_) => {
+            return Json(json!({ "status": "ready" })).into_response();
+        }
     };
     (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "status": "not ready", "reason": reason }))).into_response()
 }

@@ -1,21 +1,14 @@
 //! `sdgen models`: list, info, hash, pull.
 
-use std::fs::File;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, ensure};
 use clap::{Args, Subcommand};
-use serde_json::{Map, Value};
 
 use super::{Common, Stop, load_config, print, pull};
 use crate::engine::hashes;
 use crate::engine::models::{Catalog, Checkpoint, VaeChoice};
 use crate::pipeline::CheckpointSource;
 use crate::telemetry;
-
-/// Largest safetensors header that is read.
-const HEADER_LIMIT: u64 = 100 << 20;
 
 /// What to do with checkpoints.
 #[derive(Debug, Subcommand)]
@@ -101,31 +94,11 @@ fn info(checkpoint: &Checkpoint) -> Result<String, Stop> {
         ("file", checkpoint.filename()),
         ("sha256", checkpoint.sha256.clone().unwrap_or_else(|| "not computed; see `sdgen models hash`".into())),
     ];
-    if let CheckpointSource::File(path) = &checkpoint.source {
-        let (header, size) =
-            read_header(path).with_context(|| format!("cannot read `{}`", path.display())).map_err(Stop::Failed)?;
-        lines.push(("bytes", size.to_string()));
-        let metadata = header.get("__metadata__").and_then(Value::as_object).cloned().unwrap_or_default();
-        lines.push(("tensors", header.keys().filter(|key| *key != "__metadata__").count().to_string()));
-        let mut dtypes: Vec<&str> = header.values().filter_map(|tensor| tensor.get("dtype")?.as_str()).collect();
-        dtypes.sort_unstable();
-        dtypes.dedup();
-        lines.push(("dtypes", dtypes.join(" ")));
-        let known = ["modelspec.title", "modelspec.architecture", "modelspec.resolution", "modelspec.license"];
-        lines.extend(known.into_iter().filter_map(|key| Some((key, metadata.get(key)?.as_str()?.to_string()))));
-    }
+    let header = checkpoint.inspect().map_err(Stop::failed)?;
+    lines.push(("kind", header.kind.to_string()));
+    lines.push(("tensors", format!("{} in {} bytes", header.tensors, header.bytes)));
+    lines.push(("dtypes", header.dtypes.join(" ")));
+    let known = ["modelspec.title", "modelspec.architecture", "modelspec.resolution", "modelspec.license"];
+    lines.extend(known.into_iter().filter_map(|key| Some((key, header.metadata.get(key)?.clone()))));
     Ok(lines.iter().fold(String::new(), |text, (key, value)| text + &format!("{key}: {value}\n")))
-}
-
-/// The JSON header of a safetensors file, and the file's size.
-fn read_header(path: &Path) -> anyhow::Result<(Map<String, Value>, u64)> {
-    let mut file = File::open(path)?;
-    let size = file.metadata()?.len();
-    let mut length = [0; 8];
-    file.read_exact(&mut length).context("the file ends within the header's length")?;
-    let length = u64::from_le_bytes(length);
-    ensure!(length <= HEADER_LIMIT && length <= size.saturating_sub(8), "not a safetensors file: its header would have {length} bytes");
-    let mut header = Vec::new();
-    file.take(length).read_to_end(&mut header)?;
-    Ok((serde_json::from_slice(&header).context("not a safetensors file: its header is not a JSON object")?, size))
 }

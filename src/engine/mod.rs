@@ -19,6 +19,7 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
 use crate::pipeline::{self, GenerateRequest, Generated, Progress};
+use crate::weights;
 use models::{Catalog, Selection};
 use queue::{Queue, Refusal, Ticket};
 use status::{CancelToken, LoadedModel, Status};
@@ -43,12 +44,6 @@ pub enum Error {
         name: String,
         /// Titles there are.
         known: Vec<String>,
-    },
-    /// A pickle, which could run code.
-    #[error("checkpoint is a pickle, which sdgen does not load: `{}`; convert it to .safetensors", path.display())]
-    Pickle {
-        /// The file.
-        path: PathBuf,
     },
     /// No VAE has this name.
     #[error("VAE not found: `{name}`; {}", models::known(known))]
@@ -77,6 +72,9 @@ pub enum Error {
     /// The job or load failed below.
     #[error(transparent)]
     Pipeline(#[from] pipeline::Error),
+    /// The file is no checkpoint that can be loaded.
+    #[error(transparent)]
+    Weights(#[from] weights::Error),
     /// A bug: the job panicked. The model was dropped and will be loaded again.
     #[error("the job crashed: {0}")]
     Panicked(String),

@@ -5,6 +5,7 @@
 //! `sd_models.py`).
 
 use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
@@ -14,9 +15,7 @@ use super::hashes::{self, HashCache};
 use super::status::LoadedModel;
 use crate::config::Config;
 use crate::pipeline::{CheckpointIdentity, CheckpointSource, VaeIdentity};
-
-/// Title of the demo model compiled into the binary.
-pub const DEMO: &str = "sdgen-demo";
+use crate::weights::{self, SafetensorsFile, Source, demo};
 
 /// Directories nested deeper than this are not searched; also ends cycles of links.
 const MAX_DEPTH: usize = 12;
@@ -36,12 +35,8 @@ pub struct Checkpoint {
 
 impl Checkpoint {
     fn demo() -> Self {
-        Self {
-            source: CheckpointSource::Embedded,
-            name: DEMO.into(),
-            sha256: None,
-            config: None,
-        }
+        let sha256 = Some(demo::SHA256.trim().to_string());
+        Self { source: CheckpointSource::Embedded, name: demo::NAME.into(), sha256, config: None }
     }
 
     /// `xl/foo.safetensors [31e35c80fc]`, without bracket while the hash is unknown.
@@ -105,6 +100,42 @@ impl Checkpoint {
         wanted.len() == 8
             && wanted.bytes().all(|byte| byte.is_ascii_hexdigit())
             && hashes::legacy(path).is_ok_and(|hash| hash == wanted)
+    }
+}
+
+/// What a checkpoint's header says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inspection {
+    /// `sdxl`, `sd1`, `lora`, ….
+    pub kind: &'static str,
+    /// Number of tensors.
+    pub tensors: usize,
+    /// Bytes of all tensors.
+    pub bytes: usize,
+    /// Types of tensors, sorted.
+    pub dtypes: Vec<String>,
+    /// The file's metadata, sorted by key.
+    pub metadata: BTreeMap<String, String>,
+}
+
+impl Checkpoint {
+    /// Reads the header.
+    ///
+    /// # Errors
+    /// The file is no safetensors file.
+    pub fn inspect(&self) -> Result<Inspection, Error> {
+        let file = match &self.source {
+            CheckpointSource::Embedded => demo::open()?,
+            CheckpointSource::File(path) => SafetensorsFile::open(path)?,
+        };
+        let dtypes: BTreeSet<String> = file.keys().into_iter().filter_map(|key| file.dtype(key)).collect();
+        Ok(Inspection {
+            kind: weights::detect::kind(&file).name(),
+            tensors: file.keys().len(),
+            bytes: file.data_len(),
+            dtypes: dtypes.into_iter().collect(),
+            metadata: file.all_metadata().clone().into_iter().collect(),
+        })
     }
 }
 
@@ -273,7 +304,7 @@ impl Catalog {
     /// Finds a checkpoint by title, relative name, stem, model name, hash, or a title whose bracket is out of date.
     ///
     /// # Errors
-    /// [`Error::CheckpointNotFound`] with the titles there are; [`Error::Pickle`] for a `.ckpt`.
+    /// [`Error::CheckpointNotFound`] with the titles there are; [`Error::Weights`] for a `.ckpt`, which is not listed.
     pub fn find(&self, name: &str) -> Result<Checkpoint, Error> {
         let wanted = name.trim().replace('\\', "/");
         let bare = wanted
@@ -308,7 +339,11 @@ impl Catalog {
             ..
         }) = pickle
         {
-            return Err(Error::Pickle { path: path.clone() });
+            // Names what the file is and what to do; one that holds safetensors under a wrong name is as good as any.
+            SafetensorsFile::open(path)?;
+        }
+        if let Some(pickle) = pickle {
+            return Ok(pickle.clone());
         }
         let known = found.checkpoints.iter().map(Checkpoint::title).collect();
         Err(Error::CheckpointNotFound {
@@ -335,9 +370,6 @@ impl Catalog {
         if let Some(checkpoint) = listed {
             return Ok(checkpoint);
         }
-        if has_extension(&path, &["ckpt", "pt", "pth"]) {
-            return Err(Error::Pickle { path });
-        }
         let name = path
             .file_name()
             .map(|name| name.to_string_lossy().into_owned())
@@ -360,6 +392,10 @@ impl Catalog {
             && self.hashing
         {
             let key = format!("checkpoint/{}", checkpoint.name);
+            if checkpoint.sha256.is_none() {
+                // What cannot be loaded is refused before seconds are spent on its hash.
+                SafetensorsFile::open(path)?;
+            }
             let hash = self.cache.ensure(&key, path).map_err(|source| Error::Io {
                 path: path.clone(),
                 source,
@@ -597,7 +633,7 @@ mod tests {
         for file in files {
             let path = dir.path().join("models").join(file);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, file).unwrap();
+            fs::write(path, b"\x08\0\0\0\0\0\0\0{}      ").unwrap();
         }
         let config = Config {
             data_dir: dir.path().to_path_buf(),
@@ -670,7 +706,8 @@ mod tests {
 
     #[test]
     fn unknown_names_and_pickles_are_told_apart() {
-        let (_dir, catalog) = catalog(&["Stable-diffusion/old.ckpt"]);
+        let (dir, catalog) = catalog(&["Stable-diffusion/old.ckpt"]);
+        fs::write(dir.path().join("models/Stable-diffusion/old.ckpt"), b"\x80\x02}q\0.").unwrap();
         let error = catalog.find("nope").unwrap_err().to_string();
         assert_eq!(error, "checkpoint not found: `nope`; known: `sdgen-demo`");
         let error = catalog.find("old.ckpt").unwrap_err().to_string();

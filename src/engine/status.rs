@@ -99,8 +99,6 @@ pub struct Status {
     pub loading: Option<String>,
     /// The checkpoint on the device.
     pub loaded: Option<LoadedModel>,
-    /// Why the last load failed; cleared by the next success.
-    pub load_error: Option<String>,
     /// Where the running job stands; keeps its last value after the end.
     pub progress: Progress,
     /// Local start time of the last job, `YYYYMMDDHHMMSS`; empty before the first.

@@ -442,20 +442,14 @@ impl<B: Backend> Worker<B> {
             Err(panic) => Err(Error::Panicked(panic_text(panic.as_ref()))),
         };
         self.status.send_modify(|status| status.loading = None);
-        let model = result.inspect_err(|error| {
-            self.status
-                .send_modify(|status| status.load_error = Some(error.to_string()));
-        })?;
+        let model = result?;
         let info = selection.describe(self.backend.native_size(&model));
         self.loaded = Some(Loaded {
             selection: selection.clone(),
             info: info.clone(),
             model,
         });
-        self.status.send_modify(|status| {
-            status.loaded = Some(info.clone());
-            status.load_error = None;
-        });
+        self.status.send_modify(|status| status.loaded = Some(info.clone()));
         tracing::info!(
             checkpoint = info.title,
             seconds = started.elapsed().as_secs_f64(),
@@ -466,6 +460,7 @@ impl<B: Backend> Worker<B> {
 
     fn unload(&mut self) {
         self.loaded = None;
+        crate::trim_memory();
         self.status.send_modify(|status| status.loaded = None);
     }
 }
