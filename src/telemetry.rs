@@ -1,1 +1,43 @@
-//! (telemetry)
+//! Log lines to stderr, and the names of all metrics.
+//!
+//! `info` is what an operator wants once a job, `debug` once a stage, `trace` once a layer. Prompts and secrets are never
+//! logged above `debug`.
+
+use std::io::IsTerminal;
+
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{Log, LogFormat};
+
+/// Names of metrics; base units, Prometheus suffixes.
+pub mod metric {
+    /// Jobs ended, by `result` (`done`, `failed`, `interrupted`, `abandoned`).
+    pub const JOBS_TOTAL: &str = "sdgen_jobs_total";
+    /// Jobs waiting.
+    pub const QUEUE_LENGTH: &str = "sdgen_queue_length";
+    /// Seconds of one denoising step.
+    pub const STEP_SECONDS: &str = "sdgen_step_seconds";
+    /// Seconds of one checkpoint load.
+    pub const MODEL_LOAD_SECONDS: &str = "sdgen_model_load_seconds";
+    /// Bytes in use on the device.
+    pub const DEVICE_MEMORY_BYTES: &str = "sdgen_device_memory_bytes";
+}
+
+/// Starts logging for this process. A second call changes nothing.
+pub fn init(log: &Log) {
+    // `Config::validate` has parsed the filter before.
+    let filter = EnvFilter::try_new(&log.level).unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    let result = match log.format {
+        LogFormat::Text => builder
+            .with_ansi(std::io::stderr().is_terminal())
+            .with_target(false)
+            .try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    };
+    if result.is_err() {
+        tracing::debug!("logging was already started");
+    }
+}

@@ -1,1 +1,221 @@
-//! (api)
+//! The HTTP API: A1111's routes and the health routes.
+//!
+//! [`router`] builds everything from an [`App`]; tests call it with `oneshot`, [`serve::run`] puts it on a socket. A route is one
+//! line of [`routes`]; paths and methods are looked up there for redirects, 405 and HEAD. Contract: A1111 1.10's REST API.
+
+pub mod auth;
+pub mod body;
+pub mod catalog;
+pub mod error;
+pub mod fields;
+pub mod generate;
+pub mod middleware;
+pub mod options;
+pub mod options_table;
+pub mod outputs;
+pub mod progress;
+pub mod resolve;
+pub mod serve;
+pub mod settings;
+pub mod styles;
+pub mod system;
+pub mod types;
+pub mod vocabulary;
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use axum::Router;
+use axum::extract::Request;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, get, post};
+use serde_json::{Map, Value};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::Config;
+use crate::engine::status::LoadedModel;
+use crate::engine::{self, Engine};
+use error::ApiError;
+use options::{OptionStore, Options};
+
+/// What the handlers share.
+pub struct App {
+    /// Makes the pictures.
+    pub engine: Engine,
+    /// A1111's settings.
+    pub options: OptionStore,
+    /// Ours.
+    pub config: Config,
+    /// Work that must end before the process does, whether its client waits or not.
+    pub tasks: TaskTracker,
+    /// Cancelled when the process is to end.
+    pub shutdown: CancellationToken,
+    /// How the first load went.
+    pub readiness: RwLock<Readiness>,
+}
+
+/// Whether a picture could be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Readiness {
+    /// The first checkpoint is being loaded.
+    Loading,
+    /// A checkpoint was loaded, or none is to be loaded before the first request.
+    Ready,
+    /// The last load asked for failed, in words.
+    Failed(String),
+}
+
+impl App {
+    /// State for a router.
+    #[must_use]
+    pub fn new(engine: Engine, options: OptionStore, config: Config, shutdown: CancellationToken) -> Arc<Self> {
+        let readiness = if config.model.load_at_start { Readiness::Loading } else { Readiness::Ready };
+        let readiness = RwLock::new(readiness);
+        Arc::new(Self { engine, options, config, tasks: TaskTracker::new(), shutdown, readiness })
+    }
+
+    /// Loads the checkpoint and VAE that `options` name, behind the jobs already queued.
+    ///
+    /// # Errors
+    /// The checkpoint is unknown or cannot be loaded; the one before stays.
+    pub async fn load(self: &Arc<Self>, options: Options) -> Result<LoadedModel, engine::Error> {
+        let app = self.clone();
+        let selection = tokio::task::spawn_blocking(move || resolve::select(&app, &options)).await;
+        let selection = selection.unwrap_or_else(|error| Err(engine::Error::Panicked(error.to_string())));
+        let result = match selection {
+            Ok(selection) => self.engine.load(selection).await,
+            Err(error) => Err(error),
+        };
+        let readiness = match &result {
+            Ok(_) => Readiness::Ready,
+            Err(error) => Readiness::Failed(error::with_causes(error)),
+        };
+        *self.readiness.write().unwrap_or_else(PoisonError::into_inner) = readiness;
+        result
+    }
+
+    /// Selects the checkpoint of the settings, if one is named there; else lets go of one that the options name and that no
+    /// longer exists. Changes the options in memory only.
+    ///
+    /// # Errors
+    /// The configured checkpoint or VAE does not exist.
+    pub fn choose_configured_checkpoint(&self) -> Result<(), engine::Error> {
+        let catalog = self.engine.catalog();
+        let stored = self.options.snapshot();
+        let name = match (&self.config.model.checkpoint, stored.text("sd_model_checkpoint")) {
+            (Some(name), _) => catalog.find_or_open(name)?.title().into(),
+            (None, "") => Value::Null,
+            (None, name) => match catalog.find(name) {
+                Ok(checkpoint) => checkpoint.title().into(),
+                Err(error) => {
+                    tracing::warn!(%error, "the checkpoint of the options is not there; the default is used");
+                    Value::Null
+                }
+            },
+        };
+        if let Some(vae) = &self.config.model.vae {
+            catalog.find_or_open_vae(vae)?;
+        }
+        self.options.apply(&Map::from_iter([("sd_model_checkpoint".to_string(), name)]));
+        Ok(())
+    }
+}
+
+/// The whole server as a service.
+pub fn router(app: &Arc<App>) -> Router {
+    let known: Arc<BTreeSet<&'static str>> = Arc::new(routes(app).into_iter().map(|(path, _)| path).collect());
+    let mut plain = Router::new();
+    for (path, methods) in routes(app) {
+        plain = plain.route(path, methods);
+    }
+    let plain = plain.method_not_allowed_fallback(method_not_allowed);
+    let prefix = app.config.server.subpath.as_deref().map(|path| path.trim_matches('/')).filter(|path| !path.is_empty());
+    let routed = match prefix {
+        Some(prefix) => Router::new().nest(&format!("/{prefix}"), plain.clone()).merge(plain),
+        None => plain,
+    };
+    let strip = prefix.map(|prefix| format!("/{prefix}"));
+    let routed = routed.fallback(move |request: Request| no_such_path(request, known.clone(), strip.clone()));
+    middleware::wrap(routed.with_state(app.clone()), app)
+}
+
+type Routes = Vec<(&'static str, MethodRouter<Arc<App>>)>;
+
+#[rustfmt::skip]
+fn routes(app: &App) -> Routes {
+    let mut routes: Routes = vec![
+        ("/sdapi/v1/txt2img", post(generate::txt2img)),
+        ("/sdapi/v1/img2img", post(generate::img2img)),
+        ("/sdapi/v1/progress", get(progress::progress)),
+        ("/sdapi/v1/interrupt", post(progress::interrupt)),
+        ("/sdapi/v1/skip", post(progress::skip)),
+        ("/sdapi/v1/options", get(settings::get_options).post(settings::set_options)),
+        ("/sdapi/v1/cmd-flags", get(system::cmd_flags)),
+        ("/sdapi/v1/samplers", get(catalog::samplers)),
+        ("/sdapi/v1/schedulers", get(catalog::schedulers)),
+        ("/sdapi/v1/upscalers", get(catalog::upscalers)),
+        ("/sdapi/v1/latent-upscale-modes", get(catalog::latent_upscale_modes)),
+        ("/sdapi/v1/sd-models", get(catalog::sd_models)),
+        ("/sdapi/v1/sd-vae", get(catalog::sd_vae)),
+        ("/sdapi/v1/prompt-styles", get(styles::prompt_styles)),
+        ("/sdapi/v1/scripts", get(catalog::scripts)),
+        ("/sdapi/v1/script-info", get(catalog::empty_list)),
+        ("/sdapi/v1/extensions", get(catalog::empty_list)),
+        ("/sdapi/v1/hypernetworks", get(catalog::empty_list)),
+        ("/sdapi/v1/face-restorers", get(catalog::empty_list)),
+        ("/sdapi/v1/realesrgan-models", get(catalog::empty_list)),
+        ("/sdapi/v1/refresh-checkpoints", post(catalog::refresh)),
+        ("/sdapi/v1/refresh-vae", post(catalog::refresh)),
+        ("/sdapi/v1/unload-checkpoint", post(settings::unload_checkpoint)),
+        ("/sdapi/v1/reload-checkpoint", post(settings::reload_checkpoint)),
+        ("/sdapi/v1/memory", get(system::memory)),
+        ("/sdapi/v1/png-info", post(catalog::png_info)),
+        ("/internal/ping", get(system::ping)),
+        ("/internal/progress", post(progress::task_progress)),
+        ("/internal/pending-tasks", get(progress::pending_tasks)),
+        ("/healthz", get(system::healthz)),
+        ("/readyz", get(system::readyz)),
+    ];
+    if app.config.server.root_page {
+        routes.push(("/", get(system::root)));
+    }
+    if app.config.server.server_stop {
+        routes.push(("/sdapi/v1/server-stop", post(system::server_stop)));
+        routes.push(("/sdapi/v1/server-kill", post(system::server_kill)));
+        routes.push(("/sdapi/v1/server-restart", post(system::server_restart)));
+    }
+    routes
+}
+
+/// Runs blocking work off the async threads.
+///
+/// # Errors
+/// The work's own error, or a 500 if it panicked.
+pub async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let task = tokio::task::spawn_blocking(work);
+    task.await.unwrap_or_else(|error| Err(ApiError::failure("RuntimeError", format!("the request crashed: {error}"))))
+}
+
+async fn method_not_allowed() -> ApiError {
+    ApiError::MethodNotAllowed
+}
+
+/// 404, or a redirect to the path without its trailing slash if that one exists.
+async fn no_such_path(request: Request, known: Arc<BTreeSet<&'static str>>, prefix: Option<String>) -> Response {
+    let uri = request.uri();
+    let path = uri.path();
+    let Some(slashless) = path.strip_suffix('/') else { return ApiError::NotFound.into_response() };
+    let inner = prefix.as_deref().and_then(|prefix| slashless.strip_prefix(prefix)).unwrap_or(slashless);
+    if !known.contains(inner) {
+        return ApiError::NotFound.into_response();
+    }
+    let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    match HeaderValue::from_str(&format!("{slashless}{query}")) {
+        Ok(location) => (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, location)]).into_response(),
+        Err(_) => ApiError::NotFound.into_response(),
+    }
+}

@@ -1,1 +1,423 @@
-//! (engine)
+//! The engine: one device thread behind a queue, and handles to give it work.
+//!
+//! [`Engine`] is cloneable and cheap; async code submits and waits, only the device thread touches a model. A job that
+//! fails or panics answers its own client and leaves the engine ready for the next. Follows the shape of
+//! text-embeddings-inference (permit moved with the request, one thread owning the back end).
+
+pub mod hashes;
+pub mod limits;
+pub mod models;
+pub mod queue;
+pub mod status;
+pub mod worker;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::{oneshot, watch};
+
+use crate::pipeline::{self, GenerateRequest, Generated, Progress};
+use crate::weights;
+use models::{Catalog, Selection};
+use queue::{Queue, Refusal, Ticket};
+use status::{CancelToken, LoadedModel, Status};
+use worker::{Backend, Command, DeviceInfo, PreviewSlot, QueuedJob};
+
+/// What can go wrong between a request and its pictures.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The process is ending.
+    #[error("the server is shutting down; send the request again after its restart")]
+    ShuttingDown,
+    /// Every place of the queue is taken.
+    #[error("the queue is full: {limit} jobs wait; try again later or raise `server.queue_limit`")]
+    QueueFull {
+        /// Places of the queue.
+        limit: usize,
+    },
+    /// No checkpoint has this name.
+    #[error("checkpoint not found: `{name}`; {}", models::known(known))]
+    CheckpointNotFound {
+        /// As asked for.
+        name: String,
+        /// Titles there are.
+        known: Vec<String>,
+    },
+    /// No VAE has this name.
+    #[error("VAE not found: `{name}`; {}", models::known(known))]
+    VaeNotFound {
+        /// As asked for.
+        name: String,
+        /// File names there are.
+        known: Vec<String>,
+    },
+    /// A file could not be read or written.
+    #[error("cannot read `{}`: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The device cannot be used.
+    #[error("device not available: `{device}`; {reason}")]
+    Device {
+        /// As asked for.
+        device: String,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// The job or load failed below.
+    #[error(transparent)]
+    Pipeline(#[from] pipeline::Error),
+    /// The file is no checkpoint that can be loaded.
+    #[error(transparent)]
+    Weights(#[from] weights::Error),
+    /// A bug: the job panicked. The model was dropped and will be loaded again.
+    #[error("the job crashed: {0}")]
+    Panicked(String),
+}
+
+/// One job, fully resolved.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// Task id, `task(txt2img-AB12CD3)` or the client's own.
+    pub id: String,
+    /// `txt2img`, ….
+    pub kind: &'static str,
+    /// Checkpoint and VAE that it needs; the device thread makes it true.
+    pub model: Selection,
+    /// What to make.
+    pub request: GenerateRequest,
+    /// Decode a preview every so many steps while somebody looks; 0 = never.
+    pub preview_every: usize,
+}
+
+/// A finished (or interrupted) job.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// Pictures and what they came from.
+    pub generated: Generated,
+    /// The checkpoint that made them.
+    pub model: LoadedModel,
+    /// Local start time, `YYYYMMDDHHMMSS`.
+    pub job_timestamp: String,
+    /// Batches that were finished before an interrupt.
+    pub finished_batches: usize,
+    /// Seconds spent loading the checkpoint for this job.
+    pub load_seconds: f64,
+}
+
+/// Where a submitted job is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum JobState {
+    /// In line.
+    Queued,
+    /// On the device; loading counts as step 0.
+    Running(Progress),
+    /// The result was sent.
+    Finished,
+}
+
+/// The submitter's end of a job. Dropping it gives up a queued job; a running one goes on.
+#[derive(Debug)]
+pub struct JobHandle {
+    /// Task id.
+    pub id: String,
+    /// Latest state.
+    pub progress: watch::Receiver<JobState>,
+    /// Interrupts or skips.
+    pub cancel: Arc<CancelToken>,
+    result: oneshot::Receiver<Result<Outcome, Error>>,
+    _line: LeaveLine,
+}
+
+impl JobHandle {
+    /// Waits until the device thread has taken the job up (or has ended it).
+    pub async fn started(&mut self) {
+        // An error means that the job has ended, which also is an answer.
+        let _ = self
+            .progress
+            .wait_for(|state| *state != JobState::Queued)
+            .await;
+    }
+
+    /// Waits for the pictures.
+    ///
+    /// # Errors
+    /// Whatever the job failed with.
+    pub async fn finished(&mut self) -> Result<Outcome, Error> {
+        (&mut self.result).await.unwrap_or(Err(Error::ShuttingDown))
+    }
+}
+
+/// Takes a queued job out of the line when its handle is dropped.
+struct LeaveLine {
+    queue: Arc<Queue<Command>>,
+    ticket: Ticket,
+}
+
+impl std::fmt::Debug for LeaveLine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}", self.ticket)
+    }
+}
+
+impl Drop for LeaveLine {
+    fn drop(&mut self) {
+        if self.queue.remove(self.ticket).is_some() {
+            tracing::debug!("a queued job was given up by its client");
+        }
+    }
+}
+
+/// Handle to the engine. All clones speak to the same device thread.
+#[derive(Clone)]
+pub struct Engine {
+    shared: Arc<Shared>,
+}
+
+/// Owned by all handles together; the last one ends the device thread.
+struct Shared {
+    queue: Arc<Queue<Command>>,
+    queue_limit: usize,
+    status: watch::Sender<Status>,
+    previews: Arc<PreviewSlot>,
+    catalog: Arc<Catalog>,
+    device: DeviceInfo,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Engine {
+    /// Starts the device thread. `make` runs on it and builds what owns the device.
+    ///
+    /// # Errors
+    /// The device cannot be used.
+    pub fn start<B: Backend>(
+        catalog: Catalog,
+        queue_limit: usize,
+        make: impl FnOnce() -> Result<B, Error> + Send + 'static,
+    ) -> Result<Self, Error> {
+        let queue = Queue::new(queue_limit);
+        let (status, _) = watch::channel(Status::default());
+        let previews = Arc::new(PreviewSlot::default());
+        let (thread, device) =
+            worker::spawn(queue.clone(), status.clone(), previews.clone(), make)?;
+        let thread = Mutex::new(Some(thread));
+        let catalog = Arc::new(catalog);
+        Ok(Self {
+            shared: Arc::new(Shared {
+                queue,
+                queue_limit,
+                status,
+                previews,
+                catalog,
+                device,
+                thread,
+            }),
+        })
+    }
+
+    /// Queues a job, waiting for a place if all are taken. The place is given up if the future is dropped.
+    ///
+    /// # Errors
+    /// [`Error::ShuttingDown`].
+    pub async fn submit(&self, job: Job) -> Result<JobHandle, Error> {
+        let place = self
+            .shared
+            .queue
+            .enter(&job.id)
+            .await
+            .map_err(|refusal| self.refused(refusal))?;
+        self.fill(place, job)
+    }
+
+    /// Queues a job if there is a place.
+    ///
+    /// # Errors
+    /// [`Error::QueueFull`] and [`Error::ShuttingDown`].
+    pub fn try_submit(&self, job: Job) -> Result<JobHandle, Error> {
+        let place = self
+            .shared
+            .queue
+            .try_enter(&job.id)
+            .map_err(|refusal| self.refused(refusal))?;
+        self.fill(place, job)
+    }
+
+    /// Makes a checkpoint the loaded one, behind the jobs already queued. On failure the previous one stays.
+    ///
+    /// # Errors
+    /// Whatever the load failed with.
+    pub async fn load(&self, model: Selection) -> Result<LoadedModel, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.command(Command::Load(Box::new(model), reply))?;
+        answer.await.unwrap_or(Err(Error::ShuttingDown))
+    }
+
+    /// Drops the loaded checkpoint, behind the jobs already queued. The next job loads what it needs.
+    ///
+    /// # Errors
+    /// [`Error::ShuttingDown`].
+    pub async fn unload(&self) -> Result<(), Error> {
+        let (reply, answer) = oneshot::channel();
+        self.command(Command::Unload(reply))?;
+        answer.await.map_err(|_| Error::ShuttingDown)
+    }
+
+    /// Ends the running job at its next step. Queued jobs are not touched; idle = nothing happens.
+    pub fn interrupt(&self) {
+        self.shared.status.send_if_modified(|status| {
+            let Some(running) = &status.running else {
+                return false;
+            };
+            running.cancel.interrupt();
+            status.interrupted = true;
+            true
+        });
+    }
+
+    /// Ends the running job's present batch at its next step.
+    pub fn skip(&self) {
+        self.shared.status.send_if_modified(|status| {
+            let Some(running) = &status.running else {
+                return false;
+            };
+            running.cancel.skip();
+            status.skipped = true;
+            true
+        });
+    }
+
+    /// What the engine is doing.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.shared.status.borrow().clone()
+    }
+
+    /// Changes of [`Engine::status`].
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Status> {
+        self.shared.status.subscribe()
+    }
+
+    /// Ids of waiting jobs, first in line first.
+    #[must_use]
+    pub fn pending(&self) -> Vec<String> {
+        self.shared.queue.pending()
+    }
+
+    /// The latest preview of the running job, and asks for more of them for a while.
+    #[must_use]
+    pub fn preview(&self) -> Option<worker::Preview> {
+        self.shared.previews.look()
+    }
+
+    /// What is on disk.
+    #[must_use]
+    pub fn catalog(&self) -> &Arc<Catalog> {
+        &self.shared.catalog
+    }
+
+    /// Device and dtype in use.
+    #[must_use]
+    pub fn device(&self) -> &DeviceInfo {
+        &self.shared.device
+    }
+
+    /// Ends the engine: refuses new jobs, answers queued ones with [`Error::ShuttingDown`], gives the running one `grace`
+    /// to end, then interrupts it at its next step. Returns when the device thread has ended.
+    pub async fn shut_down(&self, grace: Duration) {
+        self.shared.refuse_queued();
+        let mut status = self.shared.status.subscribe();
+        let in_time = tokio::time::timeout(grace, status.wait_for(|status| status.stopped))
+            .await
+            .is_ok();
+        if !in_time {
+            tracing::warn!(
+                grace_seconds = grace.as_secs(),
+                "interrupting the running job"
+            );
+            self.interrupt();
+            // Looks again at each change, so that a job taken up at this very moment is interrupted as well. The sender
+            // lives in `self`, so the wait ends only with the thread.
+            let ended = status.wait_for(|status| {
+                let _ = status
+                    .running
+                    .as_ref()
+                    .map(|running| running.cancel.interrupt());
+                status.stopped
+            });
+            let _ = ended.await;
+        }
+    }
+
+    fn fill(&self, place: queue::Place<Command>, job: Job) -> Result<JobHandle, Error> {
+        let id = job.id.clone();
+        let cancel = Arc::new(CancelToken::default());
+        let (state, progress) = watch::channel(JobState::Queued);
+        let (reply, result) = oneshot::channel();
+        let queued = QueuedJob {
+            job,
+            cancel: cancel.clone(),
+            state,
+            reply,
+            span: tracing::Span::current(),
+        };
+        let ticket = place
+            .fill(Command::Generate(Box::new(queued)))
+            .map_err(|_| Error::ShuttingDown)?;
+        Ok(JobHandle {
+            id,
+            progress,
+            cancel,
+            result,
+            _line: LeaveLine {
+                queue: self.shared.queue.clone(),
+                ticket,
+            },
+        })
+    }
+
+    fn command(&self, command: Command) -> Result<(), Error> {
+        self.shared
+            .queue
+            .push_command(command)
+            .map_err(|_| Error::ShuttingDown)
+    }
+
+    fn refused(&self, refusal: Refusal) -> Error {
+        match refusal {
+            Refusal::Full => Error::QueueFull {
+                limit: self.shared.queue_limit,
+            },
+            Refusal::Closed => Error::ShuttingDown,
+        }
+    }
+}
+
+impl Shared {
+    fn refuse_queued(&self) {
+        for command in self.queue.close() {
+            command.refuse();
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.refuse_queued();
+        if let Some(running) = &self.status.borrow().running {
+            running.cancel.interrupt();
+        }
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        // The thread catches the panics of jobs, so its end is always orderly.
+        let _ = thread.map(JoinHandle::join);
+    }
+}

@@ -1,0 +1,116 @@
+//! Lists: samplers, schedulers, upscalers, checkpoints, VAEs, scripts; and what a picture file says.
+//!
+//! Items have exactly A1111's keys: strict clients fail on any other. Only what works is listed.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use serde_json::{Map, Value, json};
+
+use super::body::Body;
+use super::error::{ApiError, Problem, with_causes};
+use super::types::{PNG_INFO, text};
+use super::{App, blocking, fields, vocabulary};
+use crate::engine::models::Checkpoint;
+use crate::imaging;
+use crate::imaging::infotext::PNG_KEYWORD;
+
+/// `GET /sdapi/v1/samplers`.
+pub async fn samplers() -> Json<Value> {
+    Json(vocabulary::samplers_json())
+}
+
+/// `GET /sdapi/v1/schedulers`.
+pub async fn schedulers() -> Json<Value> {
+    Json(vocabulary::schedulers_json())
+}
+
+/// `GET /sdapi/v1/upscalers`: the three that need no model, `None` first.
+pub async fn upscalers() -> Json<Value> {
+    let row = |name: &str| json!({ "name": name, "model_name": null, "model_path": null, "model_url": null, "scale": 4 });
+    Json(["None", "Lanczos", "Nearest"].into_iter().map(row).collect())
+}
+
+/// `GET /sdapi/v1/latent-upscale-modes`.
+pub async fn latent_upscale_modes() -> Json<Value> {
+    const MODES: [&str; 6] = [
+        "Latent",
+        "Latent (antialiased)",
+        "Latent (bicubic)",
+        "Latent (bicubic antialiased)",
+        "Latent (nearest)",
+        "Latent (nearest-exact)",
+    ];
+    Json(MODES.into_iter().map(|name| json!({ "name": name })).collect())
+}
+
+/// `GET /sdapi/v1/sd-models`.
+pub async fn sd_models(State(app): State<Arc<App>>) -> Json<Value> {
+    let row = |checkpoint: &Checkpoint| {
+        json!({
+            "title": checkpoint.title(),
+            "model_name": checkpoint.model_name(),
+            "hash": checkpoint.shorthash(),
+            "sha256": checkpoint.sha256,
+            "filename": checkpoint.filename(),
+            "config": checkpoint.config,
+        })
+    };
+    Json(app.engine.catalog().checkpoints().iter().map(row).collect())
+}
+
+/// `GET /sdapi/v1/sd-vae`: files only, without `Automatic` and `None`.
+pub async fn sd_vae(State(app): State<Arc<App>>) -> Json<Value> {
+    let vaes = app.engine.catalog().vaes();
+    Json(vaes.iter().map(|vae| json!({ "model_name": vae.name, "filename": vae.path })).collect())
+}
+
+/// `GET /sdapi/v1/scripts`: none.
+pub async fn scripts() -> Json<Value> {
+    Json(json!({ "txt2img": [], "img2img": [] }))
+}
+
+/// Lists of things this server has none of.
+pub async fn empty_list() -> Json<Value> {
+    Json(json!([]))
+}
+
+/// `POST /sdapi/v1/refresh-checkpoints` and `refresh-vae`: looks at the disk again.
+///
+/// # Errors
+/// None of its own.
+pub async fn refresh(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
+    blocking(move || {
+        app.engine.catalog().rescan();
+        Ok(Json(Value::Null))
+    })
+    .await
+}
+
+/// `POST /sdapi/v1/png-info`: the texts of a picture, and the infotext taken apart.
+///
+/// # Errors
+/// 422 without `image`, 400 for something that is no picture.
+pub async fn png_info(State(app): State<Arc<App>>, Body(body): Body) -> Result<Json<Value>, ApiError> {
+    let model = fields::read(&body, PNG_INFO)?;
+    let back_compatible = app.options.snapshot().flag("auto_backcompat");
+    blocking(move || {
+        let Some(image) = text(&model, "image") else {
+            return Err(vec![Problem::field("image", "field required", "value_error.missing")].into());
+        };
+        let invalid = |error: imaging::Error| ApiError::bad_request(format!("Invalid encoded image: {}", with_causes(&error)));
+        let bytes = imaging::decode_base64(image).map_err(invalid)?;
+        let metadata = imaging::read_metadata(&bytes).map_err(invalid)?;
+        let info = metadata.infotext.unwrap_or_default();
+        let items: Map<String, Value> = metadata
+            .texts
+            .into_iter()
+            .filter(|(keyword, _)| keyword != PNG_KEYWORD)
+            .map(|(keyword, text)| (keyword, Value::from(text)))
+            .collect();
+        let parameters = vocabulary::infotext_fields(&info, back_compatible);
+        Ok(Json(json!({ "info": info, "items": items, "parameters": parameters })))
+    })
+    .await
+}

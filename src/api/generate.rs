@@ -1,0 +1,54 @@
+//! `POST /sdapi/v1/txt2img`, and the honest answer of `img2img`.
+//!
+//! The request blocks until its pictures are made, as in A1111. A client that leaves while queued takes its job with it; once
+//! the job runs it goes on without the client, and its files are still written.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use serde_json::Value;
+
+use super::body::Body;
+use super::error::ApiError;
+use super::middleware::Incompressible;
+use super::resolve::{self, Prepared};
+use super::types::TXT2IMG;
+use super::{App, blocking, fields, outputs};
+use crate::engine::{self, JobHandle};
+
+/// Makes pictures.
+///
+/// # Errors
+/// Whatever the request or the job fails with.
+pub async fn txt2img(State(app): State<Arc<App>>, Body(body): Body) -> Result<Response, ApiError> {
+    let wire = fields::read(&body, TXT2IMG)?;
+    drop(body);
+    let for_check = app.clone();
+    let prepared = blocking(move || resolve::prepare(&for_check, wire)).await?;
+    let mut handle = app.engine.submit(prepared.job.clone()).await?;
+    handle.started().await;
+    let task = app.tasks.spawn(finish(app.clone(), handle, prepared));
+    let answer = task.await.map_err(|error| ApiError::failure("RuntimeError", error.to_string()))??;
+    let mut response = Json(answer).into_response();
+    response.extensions_mut().insert(Incompressible);
+    Ok(response)
+}
+
+/// Not yet.
+///
+/// # Errors
+/// Always.
+pub async fn img2img() -> Result<Response, ApiError> {
+    Err(ApiError::not_supported("img2img"))
+}
+
+async fn finish(app: Arc<App>, mut handle: JobHandle, prepared: Prepared) -> Result<Value, ApiError> {
+    let outcome = handle.finished().await?;
+    let nothing_made = outcome.generated.images.is_empty() && outcome.generated.interrupted;
+    if nothing_made && app.shutdown.is_cancelled() {
+        return Err(engine::Error::ShuttingDown.into());
+    }
+    blocking(move || outputs::answer(&prepared, &outcome, &app.config.data_dir)).await
+}

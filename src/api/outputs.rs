@@ -1,0 +1,210 @@
+//! From finished pictures to the answer: encoding, base64, files, the `info` text.
+//!
+//! Runs on blocking threads, off the device thread: the next job starts while the last one is encoded. Names and the grid rule
+//! follow A1111's `processing.py` and `images.py`; the primitives are those of `imaging`.
+
+use std::path::Path;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use image::{Rgb, RgbImage};
+use serde_json::{Map, Value, json};
+
+use super::error::{ApiError, with_causes};
+use super::options::Options;
+use super::resolve::Prepared;
+use crate::config::VERSION_TEXT;
+use crate::engine::Outcome;
+use crate::imaging::infotext::python_float;
+use crate::imaging::naming::{NameContext, apply_pattern};
+use crate::imaging::{self, EncodeOptions, Encoded, Format, GridShape, SaveRequest};
+use crate::pipeline::GeneratedImage;
+
+/// Encodes, saves and describes the pictures of a job: the whole body of the answer.
+///
+/// # Errors
+/// A picture cannot be encoded or a file cannot be written.
+pub fn answer(prepared: &Prepared, outcome: &Outcome, data_dir: &Path) -> Result<Value, ApiError> {
+    let options = &prepared.options;
+    let images = &outcome.generated.images;
+    let mut files = Vec::with_capacity(images.len() + 1);
+    for image in images {
+        files.push(encode(options, prepared.format, &image.image, &image.infotext)?);
+    }
+    if prepared.request.save_images && options.flag("samples_save") {
+        save_all(prepared, outcome, &files, data_dir)?;
+    }
+    let mut infotexts: Vec<&str> = images.iter().map(|image| image.infotext.as_str()).collect();
+    let has_grid = wants_grid(prepared, outcome);
+    if has_grid {
+        let grid = grid_file(prepared, outcome)?;
+        if options.flag("grid_save") {
+            save_grid(options, &grid, data_dir)?;
+        }
+        infotexts.insert(0, infotexts[0]);
+        files.insert(0, grid);
+    }
+    let info = info(prepared, outcome, &infotexts, usize::from(has_grid));
+    let send = prepared.request.send_images;
+    let images: Vec<String> = files.iter().filter(|_| send).map(|file| STANDARD.encode(&file.bytes)).collect();
+    Ok(json!({ "images": images, "parameters": prepared.wire, "info": info.to_string() }))
+}
+
+fn encode(options: &Options, format: Format, image: &RgbImage, infotext: &str) -> Result<Encoded, ApiError> {
+    let how = EncodeOptions {
+        format,
+        jpeg_quality: options.int("jpeg_quality").clamp(1, 100) as u8,
+        infotext: options.flag("enable_pnginfo").then_some(infotext),
+        ..EncodeOptions::default()
+    };
+    imaging::encode(image, &how).map_err(|error| ApiError::failure("ValueError", with_causes(&error)))
+}
+
+/// A1111's rule: only for saved jobs of more than one picture.
+fn wants_grid(prepared: &Prepared, outcome: &Outcome) -> bool {
+    let (options, count) = (&prepared.options, outcome.generated.images.len());
+    let fewest = if options.flag("grid_only_if_multiple") { 2 } else { 1 };
+    prepared.request.save_images && options.flag("return_grid") && count >= fewest
+}
+
+fn grid_file(prepared: &Prepared, outcome: &Outcome) -> Result<Encoded, ApiError> {
+    let options = &prepared.options;
+    let shape = match options.int("n_rows") {
+        rows if rows > 0 => GridShape::Rows(rows as usize),
+        0 => GridShape::Rows(prepared.job.request.batch_size),
+        _ if options.flag("grid_prevent_empty_spots") => GridShape::Full,
+        _ => GridShape::Square,
+    };
+    let pictures: Vec<RgbImage> = outcome.generated.images.iter().map(|image| image.image.clone()).collect();
+    let grid = imaging::grid(&pictures, shape, Rgb([255; 3]))
+        .map_err(|error| ApiError::failure("ValueError", with_causes(&error)))?;
+    let infotext = outcome.generated.images.first().map(|image| image.infotext.as_str()).unwrap_or_default();
+    let format = options.text("grid_format").parse().unwrap_or_default();
+    encode(options, format, &grid, infotext)
+}
+
+fn save_all(prepared: &Prepared, outcome: &Outcome, files: &[Encoded], data_dir: &Path) -> Result<(), ApiError> {
+    let options = &prepared.options;
+    let batch_size = prepared.job.request.batch_size;
+    // The batch that an interrupt cut short is not kept, unless asked for.
+    let complete = if options.flag("save_incomplete_images") { files.len() } else { outcome.finished_batches * batch_size };
+    let by_date = options.flag("save_to_dirs");
+    let pattern = match (options.text("samples_filename_pattern"), by_date) {
+        ("", true) => "[seed]",
+        ("", false) => "[seed]-[prompt_spaces]",
+        (pattern, _) => pattern,
+    };
+    for (index, (file, image)) in files.iter().zip(&outcome.generated.images).take(complete).enumerate() {
+        let cfg_scale = python_float(prepared.request.cfg_scale);
+        let context = name_context(prepared, outcome, image, index, &cfg_scale);
+        save_file(&SaveRequest {
+            root: &data_dir.join(options.text("outdir_txt2img_samples")),
+            subdirectory: &directory(options, by_date, &context),
+            basename: "",
+            stem: &apply_pattern(pattern, &context),
+            numbered: options.flag("save_images_add_number"),
+            extension: file.format.extension(),
+            bytes: &file.bytes,
+            sidecar: options.flag("save_txt").then_some(&image.infotext),
+        })?;
+    }
+    Ok(())
+}
+
+fn save_grid(options: &Options, grid: &Encoded, data_dir: &Path) -> Result<(), ApiError> {
+    let context = NameContext { time: chrono::Local::now().fixed_offset(), ..NameContext::default() };
+    save_file(&SaveRequest {
+        root: &data_dir.join(options.text("outdir_txt2img_grids")),
+        subdirectory: &directory(options, options.flag("grid_save_to_dirs"), &context),
+        basename: "grid",
+        stem: "",
+        numbered: true,
+        extension: grid.format.extension(),
+        bytes: &grid.bytes,
+        sidecar: None,
+    })
+}
+
+fn save_file(request: &SaveRequest<'_>) -> Result<(), ApiError> {
+    imaging::save(request).map(drop).map_err(|error| ApiError::failure("OSError", with_causes(&error)))
+}
+
+fn directory(options: &Options, by_date: bool, context: &NameContext<'_>) -> String {
+    if by_date { apply_pattern(options.text("directories_filename_pattern"), context) } else { String::new() }
+}
+
+fn name_context<'a>(
+    prepared: &'a Prepared,
+    outcome: &'a Outcome,
+    image: &'a GeneratedImage,
+    index: usize,
+    cfg_scale: &'a str,
+) -> NameContext<'a> {
+    let job = &prepared.job.request;
+    NameContext {
+        seed: image.seed,
+        all_seeds: &outcome.generated.seeds,
+        steps: job.steps,
+        cfg_scale,
+        size: image.image.dimensions(),
+        sampler: job.sampler.label(),
+        scheduler: job.scheduler.label(),
+        model_hash: outcome.model.shorthash(),
+        model_name: &outcome.model.name,
+        vae_filename: outcome.model.vae_name.as_deref().unwrap_or_default(),
+        time: chrono::Local::now().fixed_offset(),
+        job_timestamp: &outcome.job_timestamp,
+        prompt: &job.prompt,
+        prompt_no_styles: &prepared.request.prompt,
+        negative_prompt: &job.negative_prompt,
+        pixels: image.image.as_raw(),
+        batch_index: index % job.batch_size,
+        batch_size: job.batch_size,
+        iteration: index / job.batch_size,
+        batch_count: job.batch_count,
+        clip_skip: job.clip_skip,
+        ..NameContext::default()
+    }
+}
+
+/// The `info` object, exactly A1111 1.10's keys in its order.
+fn info(prepared: &Prepared, outcome: &Outcome, infotexts: &[&str], index_of_first_image: usize) -> Value {
+    let (request, wire, job) = (&prepared.request, &prepared.wire, &prepared.job.request);
+    let count = job.batch_size * job.batch_count;
+    let generated = &outcome.generated;
+    let mut info = Map::new();
+    let mut put = |key: &str, value: Value| drop(info.insert(key.to_string(), value));
+    put("prompt", json!(job.prompt));
+    put("all_prompts", json!(vec![&job.prompt; count]));
+    put("negative_prompt", json!(job.negative_prompt));
+    put("all_negative_prompts", json!(vec![&job.negative_prompt; count]));
+    put("seed", json!(job.seed));
+    put("all_seeds", json!(generated.seeds));
+    put("subseed", json!(job.subseed));
+    put("all_subseeds", json!(generated.subseeds));
+    put("subseed_strength", json!(request.subseed_strength));
+    put("width", json!(request.width));
+    put("height", json!(request.height));
+    put("sampler_name", json!(job.sampler.label()));
+    put("cfg_scale", json!(request.cfg_scale));
+    put("steps", json!(request.steps));
+    put("batch_size", json!(request.batch_size));
+    put("restore_faces", json!(false));
+    put("face_restoration_model", Value::Null);
+    put("sd_model_name", json!(outcome.model.name));
+    put("sd_model_hash", json!(outcome.model.shorthash()));
+    put("sd_vae_name", json!(outcome.model.vae_name));
+    put("sd_vae_hash", json!(outcome.model.vae_hash));
+    put("seed_resize_from_w", wire.get("seed_resize_from_w").cloned().unwrap_or_default());
+    put("seed_resize_from_h", wire.get("seed_resize_from_h").cloned().unwrap_or_default());
+    put("denoising_strength", json!(request.denoising_strength));
+    put("extra_generation_params", json!(generated.extra_params));
+    put("index_of_first_image", json!(index_of_first_image));
+    put("infotexts", json!(infotexts));
+    put("styles", json!(request.styles.clone().unwrap_or_default()));
+    put("job_timestamp", json!(outcome.job_timestamp));
+    put("clip_skip", json!(job.clip_skip));
+    put("is_using_inpainting_conditioning", json!(false));
+    put("version", json!(VERSION_TEXT));
+    Value::Object(info)
+}

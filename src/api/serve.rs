@@ -1,0 +1,83 @@
+//! The server's life: bind, load, serve, end.
+//!
+//! The caller binds and owns the token that ends it. At the end, in order: no new connections and no new jobs at once; queued
+//! jobs are answered 503; the running job gets the grace time, then is interrupted and answers with what it has; open answers
+//! are sent; the process leaves.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+
+use super::error::with_causes;
+use super::{App, router};
+
+/// How long clients may take to read their last answer once the engine has ended.
+const LAST_ANSWERS: Duration = Duration::from_secs(10);
+
+/// Why there is no listener.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Another program listens there.
+    #[error("port in use: `{0}`; stop the other program or choose another port with `--port`")]
+    InUse(String),
+    /// The address is not usable.
+    #[error("cannot listen on `{address}`: {source}")]
+    Other {
+        /// Host and port.
+        address: String,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// Opens the listener.
+///
+/// # Errors
+/// [`BindError`] with the address.
+pub async fn bind(host: &str, port: u16) -> Result<TcpListener, BindError> {
+    let address = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+    TcpListener::bind(&address).await.map_err(|source| match source.kind() {
+        std::io::ErrorKind::AddrInUse => BindError::InUse(address),
+        _ => BindError::Other { address, source },
+    })
+}
+
+/// Serves until `app.shutdown` is cancelled, then ends gracefully.
+///
+/// # Errors
+/// The listener failed.
+pub async fn run(listener: TcpListener, app: Arc<App>) -> std::io::Result<()> {
+    let address: SocketAddr = listener.local_addr()?;
+    tracing::info!("listening on http://{address}");
+    if app.config.model.load_at_start {
+        tokio::spawn(load_at_start(app.clone()));
+    }
+    let stopping = app.shutdown.clone();
+    let server = axum::serve(listener, router(&app)).with_graceful_shutdown(stopping.cancelled_owned());
+    let mut server = tokio::spawn(server.into_future());
+    tokio::select! {
+        ended = &mut server => return ended?,
+        () = app.shutdown.cancelled() => {}
+    }
+    let grace = Duration::from_secs(app.config.server.shutdown_grace_s);
+    app.engine.shut_down(grace).await;
+    // Files of jobs whose clients have left are written before the process goes.
+    app.tasks.close();
+    app.tasks.wait().await;
+    match tokio::time::timeout(LAST_ANSWERS, server).await {
+        Ok(ended) => ended??,
+        Err(_) => tracing::warn!("a client did not read its answer in time"),
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+async fn load_at_start(app: Arc<App>) {
+    // `/readyz` shows the reason too; another checkpoint can still be chosen.
+    if let Err(error) = app.load(app.options.snapshot()).await {
+        let error = with_causes(&error);
+        tracing::error!(error, "started without a checkpoint; choose another with POST /sdapi/v1/options");
+    }
+}

@@ -1,0 +1,123 @@
+//! The server itself: health, flags, memory, the page at `/`, and ending it from outside.
+
+use std::sync::{Arc, PoisonError};
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{Html, IntoResponse, Response};
+use serde_json::{Map, Value, json};
+
+use super::{App, Readiness};
+use crate::config::a1111;
+
+const PAGE: &str = "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<title>sdgen</title>\n<h1>sdgen</h1>\n\
+<p>Stable Diffusion XL with A1111's REST API under <code>/sdapi/v1</code>.</p>\n</html>\n";
+
+/// `GET /`.
+pub async fn root() -> Html<&'static str> {
+    Html(PAGE)
+}
+
+/// `GET /internal/ping`.
+pub async fn ping() -> Json<Value> {
+    Json(json!({}))
+}
+
+/// `GET /healthz`: the process answers.
+pub async fn healthz() -> Json<Value> {
+    Json(json!({ "status": "ok" }))
+}
+
+/// `GET /readyz`: 200 once a picture could be made, else 503 with the reason.
+pub async fn readyz(State(app): State<Arc<App>>) -> Response {
+    let readiness = app.readiness.read().unwrap_or_else(PoisonError::into_inner).clone();
+    let is_loaded = app.engine.status().loaded.is_some();
+    let reason = match readiness {
+        _ if app.shutdown.is_cancelled() => "shutting down".to_string(),
+        Readiness::Failed(reason) if !is_loaded => format!("checkpoint not loaded: {reason}"),
+        Readiness::Loading if !is_loaded => "loading the checkpoint".to_string(),
+        Readiness::Loading | Readiness::Ready | Readiness::Failed(_) => {
+            return Json(json!({ "status": "ready" })).into_response();
+        }
+    };
+    (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "status": "not ready", "reason": reason }))).into_response()
+}
+
+/// `GET /sdapi/v1/cmd-flags`: every flag by destination name; secrets hidden, directories absolute.
+pub async fn cmd_flags(State(app): State<Arc<App>>) -> Json<Value> {
+    let config = &app.config;
+    let mut flags: Map<String, Value> = a1111::flag_names()
+        .map(|(name, takes_value)| (name.replace('-', "_"), if takes_value { Value::Null } else { Value::Bool(false) }))
+        .collect();
+    for (name, value) in &config.a1111_flags {
+        flags.insert(name.clone(), value.clone());
+    }
+    for name in ["api_auth", "gradio_auth", "gradio_auth_path", "ngrok", "ngrok_options"] {
+        let given = flags.get(name).is_some_and(|value| !value.is_null());
+        flags.insert(name.into(), if given { json!("<hidden>") } else { Value::Null });
+    }
+    let models = config.models_dir();
+    let first = |dirs: &[std::path::PathBuf], default: &str| dirs.first().cloned().unwrap_or_else(|| models.join(default));
+    let settings = [
+        ("api", json!(true)),
+        ("port", json!(config.server.port)),
+        ("listen", json!(config.server.host == "0.0.0.0")),
+        ("nowebui", json!(!config.server.root_page)),
+        ("api_log", json!(config.server.access_log)),
+        ("subpath", json!(config.server.subpath)),
+        ("data_dir", json!(config.data_dir)),
+        ("models_dir", json!(models)),
+        ("ckpt", json!(config.model.checkpoint)),
+        ("ckpt_dir", json!(first(&config.paths.checkpoint_dirs, "Stable-diffusion"))),
+        ("vae_dir", json!(first(&config.paths.vae_dirs, "VAE"))),
+        ("vae_path", json!(config.model.vae)),
+        ("lora_dir", json!(first(&config.paths.lora_dirs, "Lora"))),
+        ("esrgan_models_path", json!(first(&config.paths.esrgan_dirs, "ESRGAN"))),
+        ("realesrgan_models_path", json!(models.join("RealESRGAN"))),
+        ("controlnet_dir", json!(config.paths.controlnet_dir.clone().unwrap_or_else(|| models.join("ControlNet")))),
+        ("embeddings_dir", json!(config.paths.embeddings_dir.clone().unwrap_or_else(|| config.data_dir.join("embeddings")))),
+        ("ui_settings_file", json!(config.settings_file())),
+        ("no_hashing", json!(!config.model.hashing)),
+    ];
+    for (name, value) in settings {
+        flags.insert(name.into(), value);
+    }
+    let styles = &config.paths.styles_files;
+    let styles = if styles.is_empty() { vec![config.data_dir.join("styles.csv")] } else { styles.clone() };
+    flags.insert("styles_file".into(), json!(styles));
+    Json(Value::Object(flags))
+}
+
+/// `GET /sdapi/v1/memory`.
+pub async fn memory() -> Json<Value> {
+    let unavailable = || json!({ "error": "unavailable" });
+    let ram = ram().map_or_else(unavailable, |(total, used)| json!({ "free": total - used, "used": used, "total": total }));
+    Json(json!({ "ram": ram, "cuda": unavailable() }))
+}
+
+/// Total memory of the machine and resident memory of this process, bytes.
+fn ram() -> Option<(f64, f64)> {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let total_kib: f64 = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?.split_whitespace().next()?.parse().ok()?;
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let used_kib: f64 = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.split_whitespace().next()?.parse().ok()?;
+    Some((total_kib * 1024.0, used_kib * 1024.0))
+}
+
+/// `POST /sdapi/v1/server-stop`: ends the server as SIGTERM does.
+pub async fn server_stop(State(app): State<Arc<App>>) -> &'static str {
+    app.shutdown.cancel();
+    "Stopping."
+}
+
+/// `POST /sdapi/v1/server-kill`: ends the process at once; the client sees a dropped connection.
+pub async fn server_kill() -> StatusCode {
+    tracing::warn!("killed over the API");
+    std::process::exit(1)
+}
+
+/// `POST /sdapi/v1/server-restart`: a supervisor's business.
+pub async fn server_restart() -> StatusCode {
+    StatusCode::NOT_IMPLEMENTED
+}

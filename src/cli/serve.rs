@@ -1,0 +1,123 @@
+//! `sdgen serve`: settings in, server up, signals out.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use toml::Value;
+
+use super::{Common, Stop, load_config, warn_all};
+use crate::api::options::OptionStore;
+use crate::api::{self, App};
+use crate::config::Config;
+use crate::config::layers::{Kind, Origin, Setting, parse};
+use crate::engine::models::Catalog;
+use crate::engine::worker::PipelineBackend;
+use crate::engine::{self, Engine};
+use crate::{shutdown, telemetry};
+
+/// Our own flags of `serve`; each is a setting of the same meaning.
+#[derive(Debug, Default, Args)]
+pub struct ServeArgs {
+    /// Address to listen on [default: 127.0.0.1]
+    #[arg(long)]
+    pub host: Option<String>,
+    /// Port to listen on; 0 takes a free one [default: 17860]
+    #[arg(long)]
+    pub port: Option<String>,
+    /// Checkpoint by name or path
+    #[arg(long, short = 'm')]
+    pub checkpoint: Option<String>,
+    /// VAE by name or path, in place of the option `sd_vae`
+    #[arg(long)]
+    pub vae: Option<String>,
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long)]
+    pub device: Option<String>,
+    /// auto, f32, bf16 or f16
+    #[arg(long)]
+    pub dtype: Option<String>,
+    /// Directory of models in place of the data directory's
+    #[arg(long, value_name = "DIR")]
+    pub models_dir: Option<PathBuf>,
+    /// Largest request body, MiB [default: 256]
+    #[arg(long, value_name = "MIB")]
+    pub body_limit: Option<String>,
+    /// Jobs that may wait; further requests wait for a place [default: 256]
+    #[arg(long, value_name = "JOBS")]
+    pub queue_limit: Option<String>,
+    /// Time the running job gets to end after SIGTERM before it is interrupted [default: 30]
+    #[arg(long, value_name = "SECONDS")]
+    pub shutdown_grace: Option<String>,
+    /// Log level or filter [default: info]
+    #[arg(long, value_name = "LEVEL")]
+    pub log: Option<String>,
+    /// text or json
+    #[arg(long, value_name = "FORM")]
+    pub log_format: Option<String>,
+}
+
+impl ServeArgs {
+    fn settings(&self) -> Result<Vec<Setting>, Stop> {
+        let models_dir = self.models_dir.as_ref().map(|path| path.display().to_string());
+        let rows = [
+            ("--host", "server.host", Kind::Text, &self.host),
+            ("--port", "server.port", Kind::Int, &self.port),
+            ("--checkpoint", "model.checkpoint", Kind::Text, &self.checkpoint),
+            ("--vae", "model.vae", Kind::Text, &self.vae),
+            ("--device", "device.device", Kind::Text, &self.device),
+            ("--dtype", "device.dtype", Kind::Text, &self.dtype),
+            ("--models-dir", "paths.models_dir", Kind::Text, &models_dir),
+            ("--body-limit", "server.body_limit_mib", Kind::Int, &self.body_limit),
+            ("--queue-limit", "server.queue_limit", Kind::Int, &self.queue_limit),
+            ("--shutdown-grace", "server.shutdown_grace_s", Kind::Int, &self.shutdown_grace),
+            ("--log", "log.level", Kind::Text, &self.log),
+            ("--log-format", "log.format", Kind::Text, &self.log_format),
+        ];
+        let given = rows.into_iter().filter_map(|(flag, key, kind, text)| Some((flag, key, kind, text.as_deref()?)));
+        given
+            .map(|(flag, key, kind, text)| {
+                let value: Value =
+                    parse(kind, text).map_err(|message| Stop::usage_text(format!("flag {flag}: {message}")))?;
+                Ok(Setting { key, value, origin: Origin::Flag(flag.into()) })
+            })
+            .collect()
+    }
+}
+
+/// Serves until a signal.
+///
+/// # Errors
+/// Exit 2 for settings, device and options file; exit 1 for the port and the listener.
+pub fn run(args: ServeArgs, common: &Common, words: Vec<String>) -> Result<(), Stop> {
+    let loaded = load_config(common, args.settings()?, words)?;
+    telemetry::init(&loaded.config.log);
+    warn_all(&loaded);
+    let runtime = tokio::runtime::Runtime::new().map_err(Stop::failed)?;
+    let result = runtime.block_on(serve(loaded.config));
+    // A client that never reads must not keep the process.
+    runtime.shutdown_background();
+    result
+}
+
+async fn serve(config: Config) -> Result<(), Stop> {
+    let token = shutdown::on_signal().map_err(Stop::failed)?;
+    let listener = api::serve::bind(&config.server.host, config.server.port).await.map_err(Stop::failed)?;
+    let options = OptionStore::open(config.settings_file()).map_err(Stop::usage)?;
+    let engine = start_engine(&config)?;
+    let app = App::new(engine, options, config, token);
+    app.choose_configured_checkpoint().map_err(Stop::usage)?;
+    api::serve::run(listener, app).await.map_err(Stop::failed)
+}
+
+/// An engine on the configured device.
+///
+/// # Errors
+/// Exit 2 if the device cannot be used.
+pub fn start_engine(config: &Config) -> Result<Engine, Stop> {
+    let device = config.device.clone();
+    let make = move || PipelineBackend::open(&device);
+    Engine::start(Catalog::open(config), config.server.queue_limit, make).map_err(|error| match error {
+        engine::Error::Device { .. } => Stop::usage(error),
+        other => Stop::failed(other),
+    })
+}

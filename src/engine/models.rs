@@ -1,0 +1,750 @@
+//! Checkpoints and VAEs on disk, by all the names A1111 knows them under.
+//!
+//! The embedded demo model is always the last entry. Scanning reads directory entries only; hashes come from the cache, or
+//! are computed when a checkpoint is first used. Identity rules follow the pipeline specification, 1.8 (A1111's
+//! `sd_models.py`).
+
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock};
+
+use super::Error;
+use super::hashes::{self, HashCache};
+use super::status::LoadedModel;
+use crate::config::Config;
+use crate::pipeline::{CheckpointIdentity, CheckpointSource, VaeIdentity};
+use crate::weights::{self, SafetensorsFile, Source, demo};
+
+/// Directories nested deeper than this are not searched; also ends cycles of links.
+const MAX_DEPTH: usize = 12;
+
+/// A checkpoint that can be asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// Where its bytes are.
+    pub source: CheckpointSource,
+    /// Path relative to the model directory, with extension: `xl/foo.safetensors`.
+    pub name: String,
+    /// SHA-256 of the file, hex, once known.
+    pub sha256: Option<String>,
+    /// A YAML file of the same stem beside it.
+    pub config: Option<PathBuf>,
+}
+
+impl Checkpoint {
+    fn demo() -> Self {
+        let sha256 = Some(demo::SHA256.trim().to_string());
+        Self { source: CheckpointSource::Embedded, name: demo::NAME.into(), sha256, config: None }
+    }
+
+    /// `xl/foo.safetensors [31e35c80fc]`, without bracket while the hash is unknown.
+    #[must_use]
+    pub fn title(&self) -> String {
+        self.shorthash().map_or_else(
+            || self.name.clone(),
+            |hash| format!("{} [{hash}]", self.name),
+        )
+    }
+
+    /// `xl_foo`.
+    #[must_use]
+    pub fn model_name(&self) -> String {
+        let name = self.name.replace(['/', '\\'], "_");
+        strip_extension(&name).to_string()
+    }
+
+    /// `foo`, the infotext's `Model`.
+    #[must_use]
+    pub fn stem(&self) -> &str {
+        strip_extension(self.name.rsplit('/').next().unwrap_or(&self.name))
+    }
+
+    /// First 10 hex digits of the SHA-256, once known.
+    #[must_use]
+    pub fn shorthash(&self) -> Option<&str> {
+        self.sha256.as_deref().and_then(|hash| hash.get(..10))
+    }
+
+    /// Absolute path, or a note that there is none.
+    #[must_use]
+    pub fn filename(&self) -> String {
+        match &self.source {
+            CheckpointSource::Embedded => "(embedded)".into(),
+            CheckpointSource::File(path) => path.display().to_string(),
+        }
+    }
+
+    /// Whether `wanted` (slashes already forward) is one of its names.
+    fn answers_to(&self, wanted: &str) -> bool {
+        let short = self.shorthash().unwrap_or("-");
+        wanted == self.name
+            || wanted == self.stem()
+            || wanted == self.model_name()
+            || wanted == short
+            || Some(wanted) == self.sha256.as_deref()
+            || wanted
+                .strip_suffix(']')
+                .and_then(|text| text.split_once(" ["))
+                .is_some_and(|(name, hash)| {
+                    (name == self.name || name == self.stem())
+                        && (hash == short || self.has_legacy_hash(hash))
+                })
+    }
+
+    fn has_legacy_hash(&self, wanted: &str) -> bool {
+        let CheckpointSource::File(path) = &self.source else {
+            return false;
+        };
+        wanted.len() == 8
+            && wanted.bytes().all(|byte| byte.is_ascii_hexdigit())
+            && hashes::legacy(path).is_ok_and(|hash| hash == wanted)
+    }
+}
+
+/// What a checkpoint's header says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inspection {
+    /// `sdxl`, `sd1`, `lora`, ….
+    pub kind: &'static str,
+    /// Number of tensors.
+    pub tensors: usize,
+    /// Bytes of all tensors.
+    pub bytes: usize,
+    /// Types of tensors, sorted.
+    pub dtypes: Vec<String>,
+    /// The file's metadata, sorted by key.
+    pub metadata: BTreeMap<String, String>,
+}
+
+impl Checkpoint {
+    /// Reads the header.
+    ///
+    /// # Errors
+    /// The file is no safetensors file.
+    pub fn inspect(&self) -> Result<Inspection, Error> {
+        let file = match &self.source {
+            CheckpointSource::Embedded => demo::open()?,
+            CheckpointSource::File(path) => SafetensorsFile::open(path)?,
+        };
+        let dtypes: BTreeSet<String> = file.keys().into_iter().filter_map(|key| file.dtype(key)).collect();
+        Ok(Inspection {
+            kind: weights::detect::kind(&file).name(),
+            tensors: file.keys().len(),
+            bytes: file.data_len(),
+            dtypes: dtypes.into_iter().collect(),
+            metadata: file.all_metadata().clone().into_iter().collect(),
+        })
+    }
+}
+
+/// A VAE file that can be asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vae {
+    /// File name with extension.
+    pub name: String,
+    /// The file.
+    pub path: PathBuf,
+}
+
+/// A checkpoint and VAE chosen for a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Selection {
+    /// Where the bytes are.
+    pub source: CheckpointSource,
+    /// Title at the time of choosing.
+    pub title: String,
+    /// Stem and short hash, for the infotext.
+    pub identity: CheckpointIdentity,
+    /// SHA-256 of the file, hex; empty while unknown.
+    pub sha256: String,
+    /// A VAE in place of the checkpoint's own.
+    pub vae: Option<VaeIdentity>,
+}
+
+impl Selection {
+    /// Whether a loaded model serves this selection: same file in the same version, same VAE.
+    #[must_use]
+    pub fn is_same_model(&self, other: &Self) -> bool {
+        self.source == other.source && self.sha256 == other.sha256 && self.vae == other.vae
+    }
+
+    /// The loaded model's description.
+    #[must_use]
+    pub fn describe(&self, native_size: (usize, usize)) -> LoadedModel {
+        let file_name = |vae: &VaeIdentity| {
+            vae.path
+                .file_name()
+                .map(|name| name.to_string_lossy().into_owned())
+        };
+        LoadedModel {
+            title: self.title.clone(),
+            name: self.identity.name.clone(),
+            sha256: self.sha256.clone(),
+            vae_name: self.vae.as_ref().and_then(file_name),
+            vae_hash: self
+                .vae
+                .as_ref()
+                .map(|vae| vae.shorthash.clone())
+                .filter(|hash| !hash.is_empty()),
+            native_size,
+        }
+    }
+}
+
+/// Which VAE to use with a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VaeChoice {
+    /// A file named like the checkpoint, else the checkpoint's own.
+    Automatic,
+    /// The checkpoint's own.
+    Own,
+    /// A file by name.
+    Named(String),
+}
+
+impl VaeChoice {
+    /// The option `sd_vae`.
+    #[must_use]
+    pub fn from_option(text: &str) -> Self {
+        match text {
+            "" | "Automatic" => Self::Automatic,
+            "None" => Self::Own,
+            name => Self::Named(name.to_string()),
+        }
+    }
+}
+
+/// Everything on disk.
+#[derive(Debug)]
+pub struct Catalog {
+    checkpoint_dirs: Vec<PathBuf>,
+    vae_dirs: Vec<PathBuf>,
+    hashing: bool,
+    cache: HashCache,
+    /// Files outside the directories that were opened by path.
+    added: RwLock<Vec<Checkpoint>>,
+    found: RwLock<Found>,
+}
+
+#[derive(Debug, Default)]
+struct Found {
+    checkpoints: Vec<Checkpoint>,
+    pickles: Vec<Checkpoint>,
+    vaes: Vec<Vae>,
+}
+
+impl Catalog {
+    /// Scans the configured directories.
+    #[must_use]
+    pub fn open(config: &Config) -> Self {
+        let catalog = Self {
+            checkpoint_dirs: config.checkpoint_dirs(),
+            vae_dirs: config.vae_dirs(),
+            hashing: config.model.hashing,
+            cache: HashCache::open(config.hash_cache_file()),
+            added: RwLock::default(),
+            found: RwLock::default(),
+        };
+        catalog.rescan();
+        catalog
+    }
+
+    /// Looks at the directories again.
+    pub fn rescan(&self) {
+        let mut found = Found::default();
+        for dir in &self.checkpoint_dirs {
+            walk(dir, dir, 0, &mut |relative, path| {
+                self.add_checkpoint_file(&mut found, relative, path)
+            });
+        }
+        for dir in &self.vae_dirs {
+            walk(dir, dir, 0, &mut |_, path| add_vae(&mut found.vaes, path));
+        }
+        found
+            .checkpoints
+            .sort_by(|a, b| natural_order(&a.name, &b.name));
+        found.checkpoints.dedup_by(|a, b| a.name == b.name);
+        found.vaes.sort_by(|a, b| natural_order(&a.name, &b.name));
+        found.checkpoints.extend(self.added.read().unwrap_or_else(PoisonError::into_inner).iter().cloned());
+        found.checkpoints.push(Checkpoint::demo());
+        *self.found.write().unwrap_or_else(PoisonError::into_inner) = found;
+    }
+
+    /// Loadable checkpoints in A1111's order, the demo model last.
+    #[must_use]
+    pub fn checkpoints(&self) -> Vec<Checkpoint> {
+        self.found
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .checkpoints
+            .clone()
+    }
+
+    /// VAE files.
+    #[must_use]
+    pub fn vaes(&self) -> Vec<Vae> {
+        self.found
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .vaes
+            .clone()
+    }
+
+    /// The checkpoint used when none is asked for: the first one found, else the demo model.
+    #[must_use]
+    pub fn default_checkpoint(&self) -> Checkpoint {
+        self.checkpoints()
+            .into_iter()
+            .next()
+            .unwrap_or_else(Checkpoint::demo)
+    }
+
+    /// Finds a checkpoint by title, relative name, stem, model name, hash, or a title whose bracket is out of date.
+    ///
+    /// # Errors
+    /// [`Error::CheckpointNotFound`] with the titles there are; [`Error::Weights`] for a `.ckpt`, which is not listed.
+    pub fn find(&self, name: &str) -> Result<Checkpoint, Error> {
+        let wanted = name.trim().replace('\\', "/");
+        let bare = wanted
+            .strip_suffix(']')
+            .and_then(|text| text.rsplit_once(" ["))
+            .map(|(name, _)| name);
+        let found = self.found.read().unwrap_or_else(PoisonError::into_inner);
+        let by_name = |wanted: &str| {
+            found
+                .checkpoints
+                .iter()
+                .find(|checkpoint| checkpoint.answers_to(wanted))
+        };
+        let by_legacy_hash = || {
+            found
+                .checkpoints
+                .iter()
+                .find(|checkpoint| checkpoint.has_legacy_hash(&wanted))
+        };
+        if let Some(checkpoint) = by_name(&wanted)
+            .or_else(|| bare.and_then(by_name))
+            .or_else(by_legacy_hash)
+        {
+            return Ok(checkpoint.clone());
+        }
+        let pickle = found
+            .pickles
+            .iter()
+            .find(|p| p.answers_to(&wanted) || bare.is_some_and(|bare| p.answers_to(bare)));
+        if let Some(Checkpoint {
+            source: CheckpointSource::File(path),
+            ..
+        }) = pickle
+        {
+            // Names what the file is and what to do; one that holds safetensors under a wrong name is as good as any.
+            SafetensorsFile::open(path)?;
+        }
+        if let Some(pickle) = pickle {
+            return Ok(pickle.clone());
+        }
+        let known = found.checkpoints.iter().map(Checkpoint::title).collect();
+        Err(Error::CheckpointNotFound {
+            name: name.to_string(),
+            known,
+        })
+    }
+
+    /// Like [`Catalog::find`], but a path of an existing file is taken as well and listed from then on. For the command line,
+    /// not for the API.
+    ///
+    /// # Errors
+    /// As [`Catalog::find`].
+    pub fn find_or_open(&self, name: &str) -> Result<Checkpoint, Error> {
+        let path = Path::new(name);
+        if !path.is_file() {
+            return self.find(name);
+        }
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+        let listed = self
+            .checkpoints()
+            .into_iter()
+            .find(|c| c.source == CheckpointSource::File(path.clone()));
+        if let Some(checkpoint) = listed {
+            return Ok(checkpoint);
+        }
+        let name = path
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default();
+        Ok(Checkpoint {
+            source: CheckpointSource::File(path),
+            name,
+            sha256: None,
+            config: None,
+        })
+    }
+
+    /// Turns a choice into what the device thread needs, computing hashes where they are missing. Blocks for seconds on a
+    /// large file seen for the first time.
+    ///
+    /// # Errors
+    /// A file cannot be read, or the VAE is unknown.
+    pub fn select(&self, mut checkpoint: Checkpoint, vae: &VaeChoice) -> Result<Selection, Error> {
+        if let CheckpointSource::File(path) = &checkpoint.source
+            && self.hashing
+        {
+            let key = format!("checkpoint/{}", checkpoint.name);
+            if checkpoint.sha256.is_none() {
+                // What cannot be loaded is refused before seconds are spent on its hash.
+                SafetensorsFile::open(path)?;
+            }
+            let hash = self.cache.ensure(&key, path).map_err(|source| Error::Io {
+                path: path.clone(),
+                source,
+            })?;
+            self.remember(&checkpoint.source, &hash);
+            checkpoint.sha256 = Some(hash);
+        }
+        let vae = self
+            .find_vae(&checkpoint, vae)?
+            .map(|vae| self.identify_vae(vae))
+            .transpose()?;
+        let shorthash = checkpoint.shorthash().unwrap_or_default().to_string();
+        Ok(Selection {
+            title: checkpoint.title(),
+            identity: CheckpointIdentity {
+                name: checkpoint.stem().to_string(),
+                shorthash,
+            },
+            sha256: checkpoint.sha256.unwrap_or_default(),
+            source: checkpoint.source,
+            vae,
+        })
+    }
+
+    fn find_vae(&self, checkpoint: &Checkpoint, choice: &VaeChoice) -> Result<Option<Vae>, Error> {
+        match choice {
+            VaeChoice::Own => Ok(None),
+            VaeChoice::Automatic if checkpoint.source == CheckpointSource::Embedded => Ok(None),
+            VaeChoice::Automatic => {
+                let stem = checkpoint.stem().to_string();
+                Ok(self
+                    .vaes()
+                    .into_iter()
+                    .find(|vae| vae.name.starts_with(&stem)))
+            }
+            VaeChoice::Named(name) => {
+                let vaes = self.vaes();
+                let listed = vaes
+                    .iter()
+                    .find(|vae| vae.name == *name || strip_extension(&vae.name) == name)
+                    .cloned();
+                let known = vaes.into_iter().map(|vae| vae.name).collect();
+                listed.map(Some).ok_or_else(|| Error::VaeNotFound {
+                    name: name.clone(),
+                    known,
+                })
+            }
+        }
+    }
+
+    /// A VAE by name, or by the path of an existing file. For the command line, not for the API.
+    ///
+    /// # Errors
+    /// [`Error::VaeNotFound`].
+    pub fn find_or_open_vae(&self, name: &str) -> Result<VaeChoice, Error> {
+        let path = Path::new(name);
+        if path.is_file() {
+            let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+            let file_name = path
+                .file_name()
+                .map(|name| name.to_string_lossy().into_owned())
+                .unwrap_or_default();
+            let mut found = self.found.write().unwrap_or_else(PoisonError::into_inner);
+            found.vaes.retain(|vae| vae.name != file_name);
+            found.vaes.push(Vae {
+                name: file_name.clone(),
+                path,
+            });
+            return Ok(VaeChoice::Named(file_name));
+        }
+        let choice = VaeChoice::from_option(name);
+        self.find_vae(&Checkpoint::demo(), &choice)?;
+        Ok(choice)
+    }
+
+    fn identify_vae(&self, vae: Vae) -> Result<VaeIdentity, Error> {
+        let shorthash = if self.hashing {
+            let hash = self.cache.ensure(&format!("vae/{}", vae.name), &vae.path);
+            hash.map_err(|source| Error::Io {
+                path: vae.path.clone(),
+                source,
+            })?[..10]
+                .to_string()
+        } else {
+            String::new()
+        };
+        Ok(VaeIdentity {
+            path: vae.path,
+            shorthash,
+        })
+    }
+
+    /// Puts a hash into the list, so that titles show it.
+    fn remember(&self, source: &CheckpointSource, hash: &str) {
+        let mut found = self.found.write().unwrap_or_else(PoisonError::into_inner);
+        for checkpoint in found
+            .checkpoints
+            .iter_mut()
+            .filter(|checkpoint| checkpoint.source == *source)
+        {
+            checkpoint.sha256 = Some(hash.to_string());
+        }
+    }
+
+    fn add_checkpoint_file(&self, found: &mut Found, relative: &Path, path: &Path) {
+        let name = relative.to_string_lossy().replace('\\', "/");
+        let is_vae = name
+            .to_lowercase()
+            .rsplit('/')
+            .next()
+            .is_some_and(|file| file.contains(".vae."));
+        if is_vae {
+            add_vae(&mut found.vaes, path);
+            return;
+        }
+        let config = Some(path.with_extension("yaml")).filter(|yaml| yaml.is_file());
+        let mut checkpoint = Checkpoint {
+            source: CheckpointSource::File(path.to_path_buf()),
+            name,
+            sha256: None,
+            config,
+        };
+        if has_extension(path, &["ckpt"]) {
+            found.pickles.push(checkpoint);
+        } else if has_extension(path, &["safetensors"]) {
+            let cached = |stamp| {
+                self.cache
+                    .get(&format!("checkpoint/{}", checkpoint.name), stamp)
+            };
+            checkpoint.sha256 = hashes::Stamp::of(path)
+                .ok()
+                .filter(|_| self.hashing)
+                .and_then(cached);
+            found.checkpoints.push(checkpoint);
+        }
+    }
+}
+
+fn add_vae(vaes: &mut Vec<Vae>, path: &Path) {
+    let name = path
+        .file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    if has_extension(path, &["safetensors"]) && vaes.iter().all(|vae| vae.name != name) {
+        vaes.push(Vae {
+            name,
+            path: path.to_path_buf(),
+        });
+    }
+}
+
+/// Calls `visit(relative, absolute)` for each file below `dir`. A directory that cannot be read counts as empty.
+fn walk(root: &Path, dir: &Path, depth: usize, visit: &mut dyn FnMut(&Path, &Path)) {
+    let Ok(entries) = fs::read_dir(dir) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            if depth < MAX_DEPTH {
+                walk(root, &path, depth + 1, visit);
+            }
+        } else if let Ok(relative) = path.strip_prefix(root) {
+            visit(relative, &path);
+        }
+    }
+}
+
+fn has_extension(path: &Path, extensions: &[&str]) -> bool {
+    path.extension().is_some_and(|found| {
+        extensions
+            .iter()
+            .any(|wanted| found.eq_ignore_ascii_case(wanted))
+    })
+}
+
+fn strip_extension(name: &str) -> &str {
+    let known = [".safetensors", ".ckpt", ".pt"];
+    known
+        .iter()
+        .find_map(|extension| name.strip_suffix(extension))
+        .unwrap_or(name)
+}
+
+/// Case-insensitive order in which `a2` comes before `a10`.
+fn natural_order(a: &str, b: &str) -> Ordering {
+    let key = |text: &str| -> Vec<(u64, String)> {
+        let lower = text.to_lowercase();
+        let mut parts = Vec::new();
+        let mut rest = lower.as_str();
+        while !rest.is_empty() {
+            let text_end = rest
+                .find(|c: char| c.is_ascii_digit())
+                .unwrap_or(rest.len());
+            let (word, after) = rest.split_at(text_end);
+            let digits_end = after
+                .find(|c: char| !c.is_ascii_digit())
+                .unwrap_or(after.len());
+            let (digits, after) = after.split_at(digits_end);
+            parts.push((0, word.to_string()));
+            parts.push((digits.parse().unwrap_or(u64::MAX), String::new()));
+            rest = after;
+        }
+        parts
+    };
+    key(a).cmp(&key(b)).then_with(|| a.cmp(b))
+}
+
+/// `known: `a`, `b` and 3 more`, for messages.
+pub(super) fn known(names: &[String]) -> String {
+    const SHOWN: usize = 8;
+    if names.is_empty() {
+        return "none is installed".into();
+    }
+    let shown: Vec<String> = names
+        .iter()
+        .take(SHOWN)
+        .map(|name| format!("`{name}`"))
+        .collect();
+    let more = names.len().saturating_sub(SHOWN);
+    let tail = if more > 0 {
+        format!(" and {more} more")
+    } else {
+        String::new()
+    };
+    format!("known: {}{tail}", shown.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn catalog(files: &[&str]) -> (tempfile::TempDir, Catalog) {
+        let dir = tempfile::tempdir().unwrap();
+        for file in files {
+            let path = dir.path().join("models").join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, b"\x08\0\0\0\0\0\0\0{}      ").unwrap();
+        }
+        let config = Config {
+            data_dir: dir.path().to_path_buf(),
+            ..Config::default()
+        };
+        let catalog = Catalog::open(&config);
+        (dir, catalog)
+    }
+
+    #[test]
+    fn checkpoints_are_listed_naturally_with_the_demo_last() {
+        let (_dir, catalog) = catalog(&[
+            "Stable-diffusion/m10.safetensors",
+            "Stable-diffusion/M2.safetensors",
+            "Stable-diffusion/xl/foo.safetensors",
+            "Stable-diffusion/foo.vae.safetensors",
+            "Stable-diffusion/old.ckpt",
+            "VAE/nice.safetensors",
+        ]);
+        let names: Vec<String> = catalog
+            .checkpoints()
+            .iter()
+            .map(|c| c.name.clone())
+            .collect();
+        assert_eq!(
+            names,
+            [
+                "M2.safetensors",
+                "m10.safetensors",
+                "xl/foo.safetensors",
+                "sdgen-demo"
+            ]
+        );
+        let vaes: Vec<String> = catalog.vaes().into_iter().map(|vae| vae.name).collect();
+        assert_eq!(vaes, ["foo.vae.safetensors", "nice.safetensors"]);
+    }
+
+    #[test]
+    fn every_alias_finds_the_checkpoint() {
+        let (dir, catalog) = catalog(&["Stable-diffusion/xl/foo.safetensors"]);
+        let checkpoint = catalog.find("foo").unwrap();
+        let selected = catalog.select(checkpoint, &VaeChoice::Automatic).unwrap();
+        let short = &selected.sha256[..10];
+        assert_eq!(selected.title, format!("xl/foo.safetensors [{short}]"));
+        let legacy = hashes::legacy(
+            &dir.path()
+                .join("models/Stable-diffusion/xl/foo.safetensors"),
+        )
+        .unwrap();
+        for alias in [
+            "xl/foo.safetensors",
+            "xl\\foo.safetensors",
+            "xl_foo",
+            "foo",
+            short,
+            &selected.sha256,
+            &selected.title,
+            &format!("foo [{short}]"),
+            "foo [0000000000]",
+            &format!("foo [{legacy}]"),
+            &legacy,
+        ] {
+            assert_eq!(
+                catalog.find(alias).unwrap().name,
+                "xl/foo.safetensors",
+                "{alias}"
+            );
+        }
+    }
+
+    #[test]
+    fn unknown_names_and_pickles_are_told_apart() {
+        let (dir, catalog) = catalog(&["Stable-diffusion/old.ckpt"]);
+        fs::write(dir.path().join("models/Stable-diffusion/old.ckpt"), b"\x80\x02}q\0.").unwrap();
+        let error = catalog.find("nope").unwrap_err().to_string();
+        assert_eq!(error, "checkpoint not found: `nope`; known: `sdgen-demo`");
+        let error = catalog.find("old.ckpt").unwrap_err().to_string();
+        assert!(
+            error.starts_with("checkpoint is a pickle, which sdgen does not load: `"),
+            "{error}"
+        );
+        assert!(matches!(
+            catalog.find("../../etc/passwd"),
+            Err(Error::CheckpointNotFound { .. })
+        ));
+    }
+
+    #[test]
+    fn the_automatic_vae_is_the_one_named_like_the_checkpoint() {
+        let (_dir, catalog) = catalog(&[
+            "Stable-diffusion/foo.safetensors",
+            "VAE/foo.vae.safetensors",
+            "VAE/bar.safetensors",
+        ]);
+        let vae = |choice| {
+            let selection = catalog.select(catalog.find("foo").unwrap(), &choice)?;
+            Ok::<_, Error>(selection.describe((1, 1)).vae_name)
+        };
+        assert_eq!(
+            vae(VaeChoice::Automatic).unwrap(),
+            Some("foo.vae.safetensors".into())
+        );
+        assert_eq!(vae(VaeChoice::Own).unwrap(), None);
+        assert_eq!(
+            vae(VaeChoice::from_option("bar.safetensors")).unwrap(),
+            Some("bar.safetensors".into())
+        );
+        let error = vae(VaeChoice::Named("x".into())).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "VAE not found: `x`; known: `bar.safetensors`, `foo.vae.safetensors`"
+        );
+    }
+}

@@ -1,0 +1,522 @@
+//! The device thread: commands in, results and progress out.
+//!
+//! Invariants: one thread owns the device and the loaded model; a job is answered exactly once; a failed load leaves the
+//! previous model in place; a panic drops the model, answers the job, and the thread goes on. Nothing above this file
+//! touches a tensor.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{oneshot, watch};
+
+use super::models::Selection;
+use super::queue::Queue;
+use super::status::{CancelToken, LoadedModel, Running, Status};
+use super::{Error, Job, JobState, Outcome};
+use crate::config::{DeviceChoice, DeviceSettings, DtypeChoice};
+use crate::pipeline::{
+    self, Control, GenerateRequest, Generated, LoadOptions, Observer, Pipeline, Progress, Timings,
+};
+
+/// How long one look at a preview asks for further previews.
+const PREVIEW_INTEREST: Duration = Duration::from_secs(10);
+
+/// What the device thread needs of the layer below. [`PipelineBackend`] is the real one.
+pub trait Backend {
+    /// A loaded checkpoint.
+    type Model;
+
+    /// Device and dtype, as shown to users.
+    fn device(&self) -> DeviceInfo;
+
+    /// Loads a checkpoint and its VAE.
+    ///
+    /// # Errors
+    /// Names the file and the remedy.
+    fn load(&mut self, model: &Selection) -> Result<Self::Model, pipeline::Error>;
+
+    /// Width and height in pixels of a request without a size.
+    fn native_size(&self, model: &Self::Model) -> (usize, usize);
+
+    /// Runs one job.
+    ///
+    /// # Errors
+    /// Whatever stage failed.
+    fn generate(
+        &mut self,
+        model: &mut Self::Model,
+        request: &GenerateRequest,
+        observer: &dyn Observer,
+    ) -> Result<Generated, pipeline::Error>;
+}
+
+/// Device and dtype in use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// `cpu` or `cuda:N`.
+    pub device: String,
+    /// `f32`, `bf16` or `f16`.
+    pub dtype: &'static str,
+}
+
+/// [`Pipeline`] on a device of its own.
+pub struct PipelineBackend {
+    device: candle_core::Device,
+    dtype: candle_core::DType,
+    info: DeviceInfo,
+}
+
+impl PipelineBackend {
+    /// Opens the device.
+    ///
+    /// # Errors
+    /// [`Error::Device`] says what to choose instead.
+    pub fn open(settings: &DeviceSettings) -> Result<Self, Error> {
+        let device = open_device(settings.device)?;
+        let (dtype, name) = match (settings.dtype, device.is_cuda()) {
+            (DtypeChoice::Auto | DtypeChoice::F32, false) | (DtypeChoice::F32, true) => {
+                (candle_core::DType::F32, "f32")
+            }
+            (DtypeChoice::Auto | DtypeChoice::F16, true) => (candle_core::DType::F16, "f16"),
+            (DtypeChoice::Bf16, true) => (candle_core::DType::BF16, "bf16"),
+            (other, false) => {
+                let reason =
+                    "the CPU computes in f32; use `--dtype f32` or `--dtype auto`".to_string();
+                return Err(Error::Device {
+                    device: format!("cpu with {other:?}").to_lowercase(),
+                    reason,
+                });
+            }
+        };
+        let device_name = match &device {
+            candle_core::Device::Cuda(cuda) => {
+                format!(
+                    "cuda:{}",
+                    candle_core::backend::BackendDevice::location(cuda).ordinal()
+                )
+            }
+            _ => "cpu".to_string(),
+        };
+        Ok(Self {
+            device,
+            dtype,
+            info: DeviceInfo {
+                device: device_name,
+                dtype: name,
+            },
+        })
+    }
+}
+
+/// The ordinal of a CUDA location.
+trait Ordinal {
+    fn ordinal(&self) -> usize;
+}
+
+impl Ordinal for candle_core::DeviceLocation {
+    fn ordinal(&self) -> usize {
+        match self {
+            Self::Cuda { gpu_id } | Self::Metal { gpu_id } => *gpu_id,
+            Self::Cpu => 0,
+        }
+    }
+}
+
+fn open_device(choice: DeviceChoice) -> Result<candle_core::Device, Error> {
+    let open = |ordinal: usize| {
+        candle_core::Device::new_cuda(ordinal).map_err(|error| Error::Device {
+            device: format!("cuda:{ordinal}"),
+            reason: if cfg!(feature = "cuda") {
+                format!("{error}; use `--device cpu`")
+            } else {
+                "this build has no CUDA support; build with `--features cuda` or use `--device cpu`"
+                    .to_string()
+            },
+        })
+    };
+    match choice {
+        DeviceChoice::Cuda(ordinal) => open(ordinal),
+        DeviceChoice::Auto if candle_core::utils::cuda_is_available() => open(0),
+        DeviceChoice::Auto | DeviceChoice::Cpu => Ok(candle_core::Device::Cpu),
+    }
+}
+
+impl Backend for PipelineBackend {
+    type Model = Pipeline;
+
+    fn device(&self) -> DeviceInfo {
+        self.info.clone()
+    }
+
+    fn load(&mut self, model: &Selection) -> Result<Pipeline, pipeline::Error> {
+        let options = LoadOptions {
+            device: self.device.clone(),
+            dtype: self.dtype,
+            vae: model.vae.clone(),
+        };
+        Pipeline::load(&model.source, model.identity.clone(), &options)
+    }
+
+    fn native_size(&self, model: &Pipeline) -> (usize, usize) {
+        model.native_size()
+    }
+
+    fn generate(
+        &mut self,
+        model: &mut Pipeline,
+        request: &GenerateRequest,
+        observer: &dyn Observer,
+    ) -> Result<Generated, pipeline::Error> {
+        model.generate(request, observer)
+    }
+}
+
+/// Something for the device thread to do.
+pub enum Command {
+    /// Make pictures.
+    Generate(Box<QueuedJob>),
+    /// Make a checkpoint the loaded one.
+    Load(Box<Selection>, oneshot::Sender<Result<LoadedModel, Error>>),
+    /// Drop the loaded checkpoint.
+    Unload(oneshot::Sender<()>),
+}
+
+impl Command {
+    /// Answers that the engine is ending.
+    pub fn refuse(self) {
+        match self {
+            Self::Generate(job) => job.answer(Err(Error::ShuttingDown)),
+            Self::Load(_, reply) => drop(reply.send(Err(Error::ShuttingDown))),
+            Self::Unload(_) => {}
+        }
+    }
+}
+
+/// A job in line, with the channels to its submitter.
+pub struct QueuedJob {
+    /// What to do.
+    pub job: Job,
+    /// Stops it.
+    pub cancel: Arc<CancelToken>,
+    /// Progress out.
+    pub state: watch::Sender<JobState>,
+    /// The answer out.
+    pub reply: oneshot::Sender<Result<Outcome, Error>>,
+    /// The request's span.
+    pub span: tracing::Span,
+}
+
+impl QueuedJob {
+    fn answer(self, result: Result<Outcome, Error>) {
+        // A client that has left is not an error; its files, if any, are written by the task that holds the handle.
+        let _ = self.reply.send(result);
+        self.state.send_replace(JobState::Finished);
+    }
+}
+
+/// A small picture of a running job's state.
+#[derive(Debug, Clone)]
+pub struct Preview {
+    /// Counts up with each new picture.
+    pub id: u64,
+    /// Pixels.
+    pub image: Arc<image::RgbImage>,
+}
+
+/// The latest preview, and whether anybody looks.
+#[derive(Debug, Default)]
+pub struct PreviewSlot(Mutex<PreviewState>);
+
+#[derive(Debug, Default)]
+struct PreviewState {
+    latest: Option<Preview>,
+    next: u64,
+    looked: Option<Instant>,
+}
+
+impl PreviewSlot {
+    /// The latest preview; asks for more of them for a while.
+    pub fn look(&self) -> Option<Preview> {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.looked = Some(Instant::now());
+        state.latest.clone()
+    }
+
+    fn is_watched(&self) -> bool {
+        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state
+            .looked
+            .is_some_and(|at| at.elapsed() < PREVIEW_INTEREST)
+    }
+
+    fn put(&self, image: image::RgbImage) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.next += 1;
+        state.latest = Some(Preview {
+            id: state.next,
+            image: Arc::new(image),
+        });
+    }
+
+    fn clear(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).latest = None;
+    }
+}
+
+/// Starts the device thread and waits until its device is open.
+pub(super) fn spawn<B: Backend>(
+    queue: Arc<Queue<Command>>,
+    status: watch::Sender<Status>,
+    previews: Arc<PreviewSlot>,
+    make: impl FnOnce() -> Result<B, Error> + Send + 'static,
+) -> Result<(JoinHandle<()>, DeviceInfo), Error> {
+    let (opened, answer) = std::sync::mpsc::channel();
+    let body = move || match make() {
+        Ok(backend) => {
+            let _ = opened.send(Ok(backend.device()));
+            Worker {
+                backend,
+                status: status.clone(),
+                previews,
+                loaded: None,
+            }
+            .run(&queue);
+            status.send_modify(|status| {
+                status.loaded = None;
+                status.stopped = true;
+            });
+        }
+        Err(error) => drop(opened.send(Err(error))),
+    };
+    let failed = |reason: String| Error::Device {
+        device: "thread".into(),
+        reason,
+    };
+    let thread = std::thread::Builder::new()
+        .name("device".into())
+        .spawn(body)
+        .map_err(|error| failed(error.to_string()))?;
+    let device = answer
+        .recv()
+        .map_err(|_| failed("the device thread ended while opening the device".into()))??;
+    Ok((thread, device))
+}
+
+struct Worker<B: Backend> {
+    backend: B,
+    status: watch::Sender<Status>,
+    previews: Arc<PreviewSlot>,
+    loaded: Option<Loaded<B::Model>>,
+}
+
+struct Loaded<M> {
+    selection: Selection,
+    info: LoadedModel,
+    model: M,
+}
+
+impl<B: Backend> Worker<B> {
+    fn run(mut self, queue: &Queue<Command>) {
+        while let Some((command, permit)) = queue.pop() {
+            match command {
+                Command::Generate(job) if job.reply.is_closed() => {
+                    tracing::debug!(job = %job.job.id, "dropped: its client left the queue");
+                }
+                Command::Generate(job) => self.job(*job),
+                Command::Load(selection, reply) => {
+                    let result = self.ensure(&selection);
+                    if let Err(error) = &result {
+                        tracing::error!(checkpoint = selection.title, %error, "checkpoint not loaded");
+                    }
+                    let _ = reply.send(result);
+                }
+                Command::Unload(reply) => {
+                    self.unload();
+                    let _ = reply.send(());
+                }
+            }
+            drop(permit);
+        }
+    }
+
+    fn job(&mut self, queued: QueuedJob) {
+        let span = queued.span.clone();
+        let _entered = span.enter();
+        let started = Instant::now();
+        let request = &queued.job.request;
+        let running = Running {
+            id: queued.job.id.clone(),
+            kind: queued.job.kind,
+            started,
+            cancel: queued.cancel.clone(),
+        };
+        self.previews.clear();
+        self.status
+            .send_modify(|status| status.begin(running, request.batch_count, request.steps));
+        let first = Progress {
+            step: 0,
+            steps: request.steps,
+            batch: 0,
+            batches: request.batch_count,
+        };
+        queued.state.send_replace(JobState::Running(first));
+
+        let result = self.generate(&queued);
+        self.status.send_modify(Status::end);
+        self.previews.clear();
+        let seconds = started.elapsed().as_secs_f64();
+        match &result {
+            Ok(outcome) => tracing::info!(
+                job = queued.job.id,
+                images = outcome.generated.images.len(),
+                steps = outcome.generated.timings.steps,
+                interrupted = outcome.generated.interrupted,
+                seconds,
+                "generated"
+            ),
+            Err(error) => tracing::error!(job = queued.job.id, %error, seconds, "job failed"),
+        }
+        queued.answer(result);
+    }
+
+    fn generate(&mut self, queued: &QueuedJob) -> Result<Outcome, Error> {
+        let load_started = Instant::now();
+        let info = self.ensure(&queued.job.model)?;
+        let load_seconds = load_started.elapsed().as_secs_f64();
+        let Some(loaded) = self.loaded.as_mut() else {
+            return Err(Error::Panicked("no model after a successful load".into()));
+        };
+        let observer = JobObserver {
+            status: &self.status,
+            state: &queued.state,
+            cancel: &queued.cancel,
+            previews: &self.previews,
+            preview_every: queued.job.preview_every,
+        };
+        let request = &queued.job.request;
+        let backend = &mut self.backend;
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            backend.generate(&mut loaded.model, request, &observer)
+        }));
+        let generated = match result {
+            Ok(Ok(generated)) => generated,
+            Ok(Err(pipeline::Error::Interrupted)) => nothing_made(request),
+            Ok(Err(error)) => return Err(error.into()),
+            Err(panic) => {
+                // Its buffers may be half written: the next job loads afresh.
+                self.unload();
+                return Err(Error::Panicked(panic_text(panic.as_ref())));
+            }
+        };
+        let job_timestamp = self.status.borrow().job_timestamp.clone();
+        let finished_batches = if generated.interrupted {
+            self.status.borrow().progress.batch
+        } else {
+            request.batch_count
+        };
+        Ok(Outcome {
+            generated,
+            model: info,
+            job_timestamp,
+            finished_batches,
+            load_seconds,
+        })
+    }
+
+    /// Makes `selection` the loaded model. On failure the previous one stays.
+    fn ensure(&mut self, selection: &Selection) -> Result<LoadedModel, Error> {
+        if let Some(loaded) = &self.loaded
+            && loaded.selection.is_same_model(selection)
+        {
+            return Ok(loaded.info.clone());
+        }
+        let started = Instant::now();
+        self.status
+            .send_modify(|status| status.loading = Some(selection.title.clone()));
+        let backend = &mut self.backend;
+        let result = catch_unwind(AssertUnwindSafe(|| backend.load(selection)));
+        let result = match result {
+            Ok(result) => result.map_err(Error::from),
+            Err(panic) => Err(Error::Panicked(panic_text(panic.as_ref()))),
+        };
+        self.status.send_modify(|status| status.loading = None);
+        let model = result?;
+        let info = selection.describe(self.backend.native_size(&model));
+        self.loaded = Some(Loaded {
+            selection: selection.clone(),
+            info: info.clone(),
+            model,
+        });
+        self.status.send_modify(|status| status.loaded = Some(info.clone()));
+        tracing::info!(
+            checkpoint = info.title,
+            seconds = started.elapsed().as_secs_f64(),
+            "loaded"
+        );
+        Ok(info)
+    }
+
+    fn unload(&mut self) {
+        self.loaded = None;
+        crate::trim_memory();
+        self.status.send_modify(|status| status.loaded = None);
+    }
+}
+
+/// What an interrupt before the first picture leaves: the plan, no pictures.
+fn nothing_made(request: &GenerateRequest) -> Generated {
+    let count = (request.batch_size * request.batch_count) as u64;
+    let seed_step = u64::from(request.subseed_strength == 0.0);
+    Generated {
+        images: Vec::new(),
+        seeds: (0..count)
+            .map(|i| request.seed.wrapping_add(i * seed_step))
+            .collect(),
+        subseeds: (0..count)
+            .map(|i| request.subseed.wrapping_add(i))
+            .collect(),
+        extra_params: crate::imaging::infotext::Params::default(),
+        timings: Timings::default(),
+        interrupted: true,
+        comments: Vec::new(),
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(ToString::to_string);
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "panic without a message".into())
+}
+
+/// Publishes a job's progress and passes on what its watchers want.
+struct JobObserver<'a> {
+    status: &'a watch::Sender<Status>,
+    state: &'a watch::Sender<JobState>,
+    cancel: &'a CancelToken,
+    previews: &'a PreviewSlot,
+    preview_every: usize,
+}
+
+impl Observer for JobObserver<'_> {
+    fn control(&self) -> Control {
+        self.cancel.take()
+    }
+
+    fn progress(&self, progress: Progress) {
+        self.state.send_replace(JobState::Running(progress));
+        self.status.send_modify(|status| status.progress = progress);
+    }
+
+    fn wants_preview(&self) -> bool {
+        let step = self.status.borrow().progress.step;
+        self.preview_every > 0
+            && step.is_multiple_of(self.preview_every)
+            && self.previews.is_watched()
+    }
+
+    fn preview(&self, image: image::RgbImage) {
+        self.previews.put(image);
+    }
+}
