@@ -36,7 +36,12 @@ pub struct Checkpoint {
 impl Checkpoint {
     fn demo() -> Self {
         let sha256 = Some(demo::SHA256.trim().to_string());
-        Self { source: CheckpointSource::Embedded, name: demo::NAME.into(), sha256, config: None }
+        Self {
+            source: CheckpointSource::Embedded,
+            name: demo::NAME.into(),
+            sha256,
+            config: None,
+        }
     }
 
     /// `xl/foo.safetensors [31e35c80fc]`, without bracket while the hash is unknown.
@@ -128,7 +133,11 @@ impl Checkpoint {
             CheckpointSource::Embedded => demo::open()?,
             CheckpointSource::File(path) => SafetensorsFile::open(path)?,
         };
-        let dtypes: BTreeSet<String> = file.keys().into_iter().filter_map(|key| file.dtype(key)).collect();
+        let dtypes: BTreeSet<String> = file
+            .keys()
+            .into_iter()
+            .filter_map(|key| file.dtype(key))
+            .collect();
         Ok(Inspection {
             kind: weights::detect::kind(&file).name(),
             tensors: file.keys().len(),
@@ -267,7 +276,13 @@ impl Catalog {
             .sort_by(|a, b| natural_order(&a.name, &b.name));
         found.checkpoints.dedup_by(|a, b| a.name == b.name);
         found.vaes.sort_by(|a, b| natural_order(&a.name, &b.name));
-        found.checkpoints.extend(self.added.read().unwrap_or_else(PoisonError::into_inner).iter().cloned());
+        found.checkpoints.extend(
+            self.added
+                .read()
+                .unwrap_or_else(PoisonError::into_inner)
+                .iter()
+                .cloned(),
+        );
         found.checkpoints.push(Checkpoint::demo());
         *self.found.write().unwrap_or_else(PoisonError::into_inner) = found;
     }
@@ -707,7 +722,11 @@ mod tests {
     #[test]
     fn unknown_names_and_pickles_are_told_apart() {
         let (dir, catalog) = catalog(&["Stable-diffusion/old.ckpt"]);
-        fs::write(dir.path().join("models/Stable-diffusion/old.ckpt"), b"\x80\x02}q\0.").unwrap();
+        fs::write(
+            dir.path().join("models/Stable-diffusion/old.ckpt"),
+            b"\x80\x02}q\0.",
+        )
+        .unwrap();
         let error = catalog.find("nope").unwrap_err().to_string();
         assert_eq!(error, "checkpoint not found: `nope`; known: `sdgen-demo`");
         let error = catalog.find("old.ckpt").unwrap_err().to_string();

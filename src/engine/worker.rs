@@ -449,7 +449,8 @@ impl<B: Backend> Worker<B> {
             info: info.clone(),
             model,
         });
-        self.status.send_modify(|status| status.loaded = Some(info.clone()));
+        self.status
+            .send_modify(|status| status.loaded = Some(info.clone()));
         tracing::info!(
             checkpoint = info.title,
             seconds = started.elapsed().as_secs_f64(),

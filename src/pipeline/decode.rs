@@ -10,8 +10,12 @@ use crate::nn::Placement;
 use crate::sampling::Latents;
 
 /// Latent channels to RGB for SDXL, each in [-1, 1] (A1111's "Approx cheap").
-const LATENT_RGB: [[f32; 3]; 4] =
-    [[0.3448, 0.4168, 0.4395], [-0.1953, -0.0290, 0.0250], [0.1074, 0.0886, -0.0163], [-0.3730, -0.2499, -0.2088]];
+const LATENT_RGB: [[f32; 3]; 4] = [
+    [0.3448, 0.4168, 0.4395],
+    [-0.1953, -0.0290, 0.0250],
+    [0.1074, 0.0886, -0.0163],
+    [-0.3730, -0.2499, -0.2088],
+];
 
 /// Decodes the first picture of `latents`, which is all there is in it.
 ///
@@ -19,7 +23,10 @@ const LATENT_RGB: [[f32; 3]; 4] =
 /// [`Error::NotANumber`] when the VAE overflows.
 pub(super) fn decode(vae: &Vae, place: &Placement, latents: &Latents) -> Result<RgbImage, Error> {
     let [_, channels, height, width] = latents.shape;
-    let z: Vec<f32> = channels_last(latents).iter().map(|v| v / vae::SCALE).collect();
+    let z: Vec<f32> = channels_last(latents)
+        .iter()
+        .map(|v| v / vae::SCALE)
+        .collect();
     let z = Tensor::from_vec(z, (1, height, width, channels), &place.device)?;
     let picture = vae.decode(&z)?.to_dtype(DType::F32)?;
     let (_, height, width, _) = picture.dims4()?;
@@ -33,7 +40,15 @@ pub(super) fn decode(vae: &Vae, place: &Placement, latents: &Latents) -> Result<
 /// A small picture of the latents themselves, one pixel per latent pixel.
 pub(super) fn approximate(latents: &Latents) -> Vec<RgbImage> {
     let [_, channels, height, width] = latents.shape;
-    let rgb = |pixel: &[f32]| [0, 1, 2].map(|c| pixel.iter().zip(LATENT_RGB).map(|(z, m)| z * m[c]).sum::<f32>());
+    let rgb = |pixel: &[f32]| {
+        [0, 1, 2].map(|c| {
+            pixel
+                .iter()
+                .zip(LATENT_RGB)
+                .map(|(z, m)| z * m[c])
+                .sum::<f32>()
+        })
+    };
     let area = height * width * channels;
     channels_last(latents)
         .chunks_exact(area)
@@ -43,7 +58,9 @@ pub(super) fn approximate(latents: &Latents) -> Vec<RgbImage> {
 
 /// [-1, 1] to 0..=255, truncated as A1111 does.
 fn to_image(values: impl Iterator<Item = f32>, width: usize, height: usize) -> RgbImage {
-    let bytes = values.map(|v| (((v + 1.0) / 2.0).clamp(0.0, 1.0) * 255.0) as u8).collect();
+    let bytes = values
+        .map(|v| (((v + 1.0) / 2.0).clamp(0.0, 1.0) * 255.0) as u8)
+        .collect();
     RgbImage::from_raw(width as u32, height as u32, bytes).expect("three values for each pixel")
 }
 

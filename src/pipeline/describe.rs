@@ -20,10 +20,13 @@ impl Description<'_> {
     /// Keys beyond the fixed ones, in the order they were added (`extra_generation_params`).
     pub(super) fn extra_params(&self, denoiser: &InfotextParams) -> Params {
         let mut extra = Params::new();
-        if self.plan.schedule_type != Scheduler::Automatic.label() && !self.plan.sigmas().is_empty() {
+        if self.plan.schedule_type != Scheduler::Automatic.label() && !self.plan.sigmas().is_empty()
+        {
             extra.insert("Schedule type", self.plan.schedule_type);
         }
-        let emphasised = [self.prompt, self.negative_prompt].iter().any(|text| text.contains(['(', '[']));
+        let emphasised = [self.prompt, self.negative_prompt]
+            .iter()
+            .any(|text| text.contains(['(', '[']));
         if self.request.emphasis != Emphasis::Original && emphasised {
             extra.insert("Emphasis", self.request.emphasis.label());
         }
@@ -35,7 +38,11 @@ impl Description<'_> {
 
     /// The whole text of one picture.
     pub(super) fn infotext(&self, seed: u64, subseed: u64, extra: &Params) -> String {
-        build(self.prompt, self.negative_prompt, &self.params(seed, subseed, extra))
+        build(
+            self.prompt,
+            self.negative_prompt,
+            &self.params(seed, subseed, extra),
+        )
     }
 
     fn params(&self, seed: u64, subseed: u64, extra: &Params) -> Params {
@@ -52,21 +59,44 @@ impl Description<'_> {
         p.insert("Seed", seed);
         p.insert("Size", format!("{}x{}", r.width, r.height));
         let hash = &self.checkpoint.shorthash;
-        p.insert_some("Model hash", (r.infotext.model_hash && !hash.is_empty()).then(|| hash.clone()));
-        p.insert_some("Model", r.infotext.model_name.then(|| self.checkpoint.name.clone()));
+        p.insert_some(
+            "Model hash",
+            (r.infotext.model_hash && !hash.is_empty()).then(|| hash.clone()),
+        );
+        p.insert_some(
+            "Model",
+            r.infotext.model_name.then(|| self.checkpoint.name.clone()),
+        );
         if let Some(vae) = self.vae {
-            p.insert_some("VAE hash", (!vae.shorthash.is_empty()).then(|| vae.shorthash.clone()));
-            p.insert_some("VAE", vae.path.file_name().map(|name| name.to_string_lossy().into_owned()));
+            p.insert_some(
+                "VAE hash",
+                (!vae.shorthash.is_empty()).then(|| vae.shorthash.clone()),
+            );
+            p.insert_some(
+                "VAE",
+                vae.path
+                    .file_name()
+                    .map(|name| name.to_string_lossy().into_owned()),
+            );
         }
         if r.subseed_strength != 0.0 {
             p.insert("Variation seed", subseed);
             p.insert("Variation seed strength", r.subseed_strength);
         }
-        p.insert_some("Seed resize from", r.seed_resize_from.map(|(w, h)| format!("{w}x{h}")));
+        p.insert_some(
+            "Seed resize from",
+            r.seed_resize_from.map(|(w, h)| format!("{w}x{h}")),
+        );
         p.insert_some("Clip skip", (r.clip_skip > 1).then_some(r.clip_skip));
         let delta = r.sampler_options.eta_noise_seed_delta;
-        p.insert_some("ENSD", r.sampler.writes_ensd(&r.sampler_options).then_some(delta));
-        p.insert_some("RNG", (r.noise_source != NoiseSource::Gpu).then(|| r.noise_source.to_string()));
+        p.insert_some(
+            "ENSD",
+            r.sampler.writes_ensd(&r.sampler_options).then_some(delta),
+        );
+        p.insert_some(
+            "RNG",
+            (r.noise_source != NoiseSource::Gpu).then(|| r.noise_source.to_string()),
+        );
         p.insert_some("Tiling", r.tiling.then_some(true));
         for (key, value) in extra.iter() {
             p.insert(key, value.clone());

@@ -11,8 +11,8 @@ mod network;
 pub mod request;
 
 pub use request::{
-    CheckpointIdentity, Control, GenerateRequest, Generated, GeneratedImage, InfotextOptions, LoadOptions, Observer, Progress, Timings,
-    VaeIdentity,
+    CheckpointIdentity, Control, GenerateRequest, Generated, GeneratedImage, InfotextOptions,
+    LoadOptions, Observer, Progress, Timings, VaeIdentity,
 };
 
 use std::path::PathBuf;
@@ -27,7 +27,10 @@ use crate::models::{Unet, Vae, vae};
 use crate::nn::Placement;
 use crate::prompt::{Tokenizer, strip_comments};
 use crate::rng::{ImageRng, ImageRngConfig};
-use crate::sampling::{CfgDenoiser, Guidance, Latents, NoiseStreams, Parameterization, Plan, SigmaTable, TableOptions, plan, sample};
+use crate::sampling::{
+    CfgDenoiser, Guidance, Latents, NoiseStreams, Parameterization, Plan, SigmaTable, TableOptions,
+    plan, sample,
+};
 use crate::weights::detect::{self, prefix};
 use crate::weights::{self, SafetensorsFile, Source, demo};
 use conditioning::{Prompts, Sizes, TextEncoder};
@@ -44,7 +47,9 @@ pub enum Error {
     #[error("{0}")]
     Invalid(String),
     /// The model produced NaN.
-    #[error("a tensor with NaNs was produced in {stage}; the checkpoint is damaged or needs a wider dtype (`--dtype f32`)")]
+    #[error(
+        "a tensor with NaNs was produced in {stage}; the checkpoint is damaged or needs a wider dtype (`--dtype f32`)"
+    )]
     NotANumber {
         /// `Unet`, `VAE` or `text encoder`.
         stage: &'static str,
@@ -106,17 +111,35 @@ impl Pipeline {
     ///
     /// # Errors
     /// [`Error::Weights`] names the file, the key and the remedy.
-    pub fn load(source: &CheckpointSource, identity: CheckpointIdentity, options: &LoadOptions) -> Result<Self, Error> {
+    pub fn load(
+        source: &CheckpointSource,
+        identity: CheckpointIdentity,
+        options: &LoadOptions,
+    ) -> Result<Self, Error> {
         let file = source.open()?;
         detect::require_sdxl(&file)?;
-        let place = Placement { device: options.device.clone(), dtype: options.dtype, circular: Arc::default() };
-        let wide = if options.dtype == DType::F16 { DType::F32 } else { options.dtype };
-        let vae_place = Placement { dtype: wide, ..place.clone() };
+        let place = Placement {
+            device: options.device.clone(),
+            dtype: options.dtype,
+            circular: Arc::default(),
+        };
+        let wide = if options.dtype == DType::F16 {
+            DType::F32
+        } else {
+            options.dtype
+        };
+        let vae_place = Placement {
+            dtype: wide,
+            ..place.clone()
+        };
         let vae = load_vae(&file, options.vae.as_ref(), &vae_place)?;
         let text = TextEncoder::load(&file, Arc::new(Tokenizer::new()), &place)?;
         let unet = Unet::new(&file, &place)?;
         let training = detect::parameterization(&file);
-        let native_size = file.metadata("modelspec.resolution").and_then(parse_size).unwrap_or((1024, 1024));
+        let native_size = file
+            .metadata("modelspec.resolution")
+            .and_then(parse_size)
+            .unwrap_or((1024, 1024));
         crate::trim_memory();
         Ok(Self {
             identity,
@@ -126,8 +149,15 @@ impl Pipeline {
             vae,
             place,
             vae_place,
-            table: SigmaTable::new(TableOptions { zero_terminal_snr: training.zero_terminal_snr, ..TableOptions::default() }),
-            parameterization: if training.v_prediction { Parameterization::V } else { Parameterization::Epsilon },
+            table: SigmaTable::new(TableOptions {
+                zero_terminal_snr: training.zero_terminal_snr,
+                ..TableOptions::default()
+            }),
+            parameterization: if training.v_prediction {
+                Parameterization::V
+            } else {
+                Parameterization::Epsilon
+            },
             native_size,
         })
     }
@@ -143,19 +173,35 @@ impl Pipeline {
     /// # Errors
     /// [`Error::Invalid`] before any work; [`Error::NotANumber`] and [`Error::Tensor`] from the stages. An interrupt is not an
     /// error: the result holds what was finished.
-    pub fn generate(&mut self, request: &GenerateRequest, observer: &dyn Observer) -> Result<Generated, Error> {
+    pub fn generate(
+        &mut self,
+        request: &GenerateRequest,
+        observer: &dyn Observer,
+    ) -> Result<Generated, Error> {
         // 1. Check what would otherwise fail deep inside.
         check(request)?;
         let mut timings = Timings::default();
         self.place.circular.store(request.tiling, Ordering::Relaxed);
 
         // 2. Work out the run, which decides how often prompts can change.
-        let plan = plan(request.sampler, request.scheduler, request.steps, &request.sampler_options, &self.table);
+        let plan = plan(
+            request.sampler,
+            request.scheduler,
+            request.steps,
+            &request.sampler_options,
+            &self.table,
+        );
 
         // 3. Encode the prompts.
-        let (prompt, negative) = (strip_comments(&request.prompt), strip_comments(&request.negative_prompt));
+        let (prompt, negative) = (
+            strip_comments(&request.prompt),
+            strip_comments(&request.negative_prompt),
+        );
         let (plain, networks) = crate::prompt::extract_extra_networks(&prompt);
-        let prompts = timed(&mut timings.text, || self.text.prompts(&plain, &negative, plan.expected_calls(), request.emphasis))?;
+        let prompts = timed(&mut timings.text, || {
+            self.text
+                .prompts(&plain, &negative, plan.expected_calls(), request.emphasis)
+        })?;
 
         // 4. Seeds of every picture.
         let total = request.batch_size * request.batch_count;
@@ -176,7 +222,9 @@ impl Pipeline {
             let noise = image_rng(request, &seeds[range.clone()], &subseeds[range.clone()]);
 
             // 5. Denoise.
-            let done = timed(&mut timings.sample, || self.denoise(request, &plan, &prompts, noise, batch, observer))?;
+            let done = timed(&mut timings.sample, || {
+                self.denoise(request, &plan, &prompts, noise, batch, observer)
+            })?;
             timings.steps += plan.steps;
             extra_params = description.extra_params(&done.infotext);
             interrupted = done.stopped == Some(Control::Interrupt);
@@ -184,19 +232,41 @@ impl Pipeline {
             // 6. Decode picture by picture, and say how each was made.
             let Some(latents) = done.latents else { break };
             for (image, i) in latents.images().zip(range) {
-                let latents = Latents::new(image.to_vec(), [1, latents.shape[1], latents.shape[2], latents.shape[3]]);
-                let image = timed(&mut timings.decode, || decode::decode(&self.vae, &self.vae_place, &latents))?;
+                let latents = Latents::new(
+                    image.to_vec(),
+                    [1, latents.shape[1], latents.shape[2], latents.shape[3]],
+                );
+                let image = timed(&mut timings.decode, || {
+                    decode::decode(&self.vae, &self.vae_place, &latents)
+                })?;
                 let infotext = description.infotext(seeds[i], subseeds[i], &extra_params);
                 let latents = request.keep_latents.then_some(latents.data);
-                images.push(GeneratedImage { image, seed: seeds[i], subseed: subseeds[i], infotext, latents });
+                images.push(GeneratedImage {
+                    image,
+                    seed: seeds[i],
+                    subseed: subseeds[i],
+                    infotext,
+                    latents,
+                });
             }
             if interrupted || observer.control() == Control::Interrupt {
                 interrupted = batch + 1 < request.batch_count || interrupted;
                 break;
             }
         }
-        let comments = networks.iter().map(|n| format!("`<{}:…>` tags are not supported yet: ignored", n.kind)).collect();
-        Ok(Generated { images, seeds, subseeds, extra_params, timings, interrupted, comments })
+        let comments = networks
+            .iter()
+            .map(|n| format!("`<{}:…>` tags are not supported yet: ignored", n.kind))
+            .collect();
+        Ok(Generated {
+            images,
+            seeds,
+            subseeds,
+            extra_params,
+            timings,
+            interrupted,
+            comments,
+        })
     }
 
     /// Runs the sampler over one batch.
@@ -212,11 +282,20 @@ impl Pipeline {
         let x = plan.initial_latents(&noise.first());
         let sizes = Sizes::of_picture(request.width, request.height);
         let extra = self.unpainted(x.shape)?;
-        let mut network = GuidedUnet::new((&self.unet, &self.place), prompts, sizes, observer, extra);
-        let guidance = Guidance { scale: request.cfg_scale, parameterization: self.parameterization, ..Guidance::default() };
+        let mut network =
+            GuidedUnet::new((&self.unet, &self.place), prompts, sizes, observer, extra);
+        let guidance = Guidance {
+            scale: request.cfg_scale,
+            parameterization: self.parameterization,
+            ..Guidance::default()
+        };
         let mut denoiser = CfgDenoiser::new(&mut network, guidance, plan, |_, denoised| {
             if observer.wants_preview()
-                && let Ok(sheet) = grid(&decode::approximate(denoised), crate::imaging::GridShape::Square, image::Rgb([255; 3]))
+                && let Ok(sheet) = grid(
+                    &decode::approximate(denoised),
+                    crate::imaging::GridShape::Square,
+                    image::Rgb([255; 3]),
+                )
             {
                 observer.preview(sheet);
             }
@@ -224,9 +303,16 @@ impl Pipeline {
         let mut streams = NoiseStreams::new(noise, plan);
         let report = |step: usize| {
             let step = step.min(plan.steps);
-            observer.progress(Progress { step, steps: plan.steps, batch, batches: request.batch_count });
+            observer.progress(Progress {
+                step,
+                steps: plan.steps,
+                batch,
+                batches: request.batch_count,
+            });
         };
-        let result = sample(plan, &mut denoiser, x, &mut streams, &mut |finished, _| report(finished));
+        let result = sample(plan, &mut denoiser, x, &mut streams, &mut |finished, _| {
+            report(finished)
+        });
         let (infotext, last) = (denoiser.infotext(), denoiser.last_denoised().cloned());
         drop(denoiser);
         let latents = match result {
@@ -238,7 +324,11 @@ impl Pipeline {
             Err(Error::Interrupted) if network.stopped.is_some() => last,
             Err(error) => return Err(error),
         };
-        Ok(Batch { latents, stopped: network.stopped, infotext })
+        Ok(Batch {
+            latents,
+            stopped: network.stopped,
+            infotext,
+        })
     }
 
     /// What an inpainting checkpoint is told when there is nothing to inpaint: paint everything, over grey.
@@ -247,7 +337,11 @@ impl Pipeline {
             return Ok(None);
         }
         let device = &self.vae_place.device;
-        let grey = Tensor::zeros((1, height * LATENT_PIXEL, width * LATENT_PIXEL, 3), self.vae_place.dtype, device)?;
+        let grey = Tensor::zeros(
+            (1, height * LATENT_PIXEL, width * LATENT_PIXEL, 3),
+            self.vae_place.dtype,
+            device,
+        )?;
         let masked = (self.vae.encode(&grey)?.0 * f64::from(vae::SCALE))?.to_dtype(DType::F32)?;
         let mask = Tensor::ones((1, height, width, 1), DType::F32, device)?;
         Ok(Some(crate::nn::concat_channels(&mask, &masked)?))
@@ -257,28 +351,52 @@ impl Pipeline {
     ///
     /// # Errors
     /// When the size is not a multiple of 8 or a tensor operation fails.
-    pub fn encode_picture(&self, picture: &[f32], width: usize, height: usize) -> Result<Latents, Error> {
-        if picture.len() != 3 * width * height || !width.is_multiple_of(LATENT_PIXEL) || !height.is_multiple_of(LATENT_PIXEL) {
-            return Err(Error::Invalid(format!("picture of {width}x{height} pixels: both sides must be multiples of {LATENT_PIXEL}")));
+    pub fn encode_picture(
+        &self,
+        picture: &[f32],
+        width: usize,
+        height: usize,
+    ) -> Result<Latents, Error> {
+        if picture.len() != 3 * width * height
+            || !width.is_multiple_of(LATENT_PIXEL)
+            || !height.is_multiple_of(LATENT_PIXEL)
+        {
+            return Err(Error::Invalid(format!(
+                "picture of {width}x{height} pixels: both sides must be multiples of {LATENT_PIXEL}"
+            )));
         }
         let picture = Latents::new(picture.to_vec(), [1, 3, height, width]);
-        let picture = Tensor::from_vec(network::channels_last(&picture), (1, height, width, 3), &self.vae_place.device)?;
+        let picture = Tensor::from_vec(
+            network::channels_last(&picture),
+            (1, height, width, 3),
+            &self.vae_place.device,
+        )?;
         let mean = (self.vae.encode(&picture)?.0.to_dtype(DType::F32)? * f64::from(vae::SCALE))?;
         let (_, h, w, c) = mean.dims4()?;
-        Ok(channels_first(&mean.flatten_all()?.to_vec1::<f32>()?, [1, c, h, w]))
+        Ok(channels_first(
+            &mean.flatten_all()?.to_vec1::<f32>()?,
+            [1, c, h, w],
+        ))
     }
 }
 
 /// The VAE file if one is given, else the checkpoint's own.
-fn load_vae(checkpoint: &SafetensorsFile, file: Option<&VaeIdentity>, place: &Placement) -> Result<Vae, weights::Error> {
+fn load_vae(
+    checkpoint: &SafetensorsFile,
+    file: Option<&VaeIdentity>,
+    place: &Placement,
+) -> Result<Vae, weights::Error> {
     const DECODER: &str = "decoder.conv_in.weight";
-    let inside = |source: &SafetensorsFile| source.shape(&format!("{}{DECODER}", prefix::VAE)).is_some();
+    let inside =
+        |source: &SafetensorsFile| source.shape(&format!("{}{DECODER}", prefix::VAE)).is_some();
     if let Some(vae) = file {
         let file = SafetensorsFile::open(&vae.path)?;
         return Vae::new(&file, if inside(&file) { prefix::VAE } else { "" }, place);
     }
     if !inside(checkpoint) {
-        return Err(weights::Error::NoVae { path: checkpoint.path().into() });
+        return Err(weights::Error::NoVae {
+            path: checkpoint.path().into(),
+        });
     }
     Vae::new(checkpoint, prefix::VAE, place)
 }
@@ -286,13 +404,20 @@ fn load_vae(checkpoint: &SafetensorsFile, file: Option<&VaeIdentity>, place: &Pl
 fn check(request: &GenerateRequest) -> Result<(), Error> {
     let GenerateRequest { width, height, .. } = *request;
     if width < LATENT_PIXEL || height < LATENT_PIXEL {
-        return Err(Error::Invalid(format!("size {width}x{height} is below the smallest picture, 8x8")));
+        return Err(Error::Invalid(format!(
+            "size {width}x{height} is below the smallest picture, 8x8"
+        )));
     }
     if request.steps == 0 || request.batch_size == 0 || request.batch_count == 0 {
-        return Err(Error::Invalid("steps, batch size and batch count must be at least 1".into()));
+        return Err(Error::Invalid(
+            "steps, batch size and batch count must be at least 1".into(),
+        ));
     }
     if !request.cfg_scale.is_finite() {
-        return Err(Error::Invalid(format!("cfg scale must be a finite number, not `{}`", request.cfg_scale)));
+        return Err(Error::Invalid(format!(
+            "cfg scale must be a finite number, not `{}`",
+            request.cfg_scale
+        )));
     }
     Ok(())
 }
@@ -300,7 +425,11 @@ fn check(request: &GenerateRequest) -> Result<(), Error> {
 fn image_rng(request: &GenerateRequest, seeds: &[u64], subseeds: &[u64]) -> ImageRng {
     ImageRng::new(ImageRngConfig {
         source: request.noise_source,
-        shape: [4, request.height / LATENT_PIXEL, request.width / LATENT_PIXEL],
+        shape: [
+            4,
+            request.height / LATENT_PIXEL,
+            request.width / LATENT_PIXEL,
+        ],
         seeds: seeds.to_vec(),
         subseeds: subseeds.to_vec(),
         subseed_strength: request.subseed_strength,
@@ -312,17 +441,26 @@ fn image_rng(request: &GenerateRequest, seeds: &[u64], subseeds: &[u64]) -> Imag
 /// Consecutive seeds, or one for all while a variation seed makes the difference.
 fn seeds(request: &GenerateRequest, total: usize) -> Vec<u64> {
     let step = u64::from(request.subseed_strength == 0.0);
-    (0..total as u64).map(|i| request.seed.wrapping_add(i * step)).collect()
+    (0..total as u64)
+        .map(|i| request.seed.wrapping_add(i * step))
+        .collect()
 }
 
 fn subseeds(request: &GenerateRequest, total: usize) -> Vec<u64> {
-    (0..total as u64).map(|i| request.subseed.wrapping_add(i)).collect()
+    (0..total as u64)
+        .map(|i| request.subseed.wrapping_add(i))
+        .collect()
 }
 
 /// `1024x768` to width and height.
 fn parse_size(text: &str) -> Option<(usize, usize)> {
     let (width, height) = text.trim().split_once(['x', 'X'])?;
-    let side = |s: &str| s.trim().parse().ok().filter(|n| (LATENT_PIXEL..=16_384).contains(n));
+    let side = |s: &str| {
+        s.trim()
+            .parse()
+            .ok()
+            .filter(|n| (LATENT_PIXEL..=16_384).contains(n))
+    };
     Some((side(width)?, side(height)?))
 }
 

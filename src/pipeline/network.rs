@@ -48,7 +48,16 @@ impl<'a> GuidedUnet<'a> {
         observer: &'a dyn Observer,
         extra: Option<Tensor>,
     ) -> Self {
-        Self { unet, place, prompts, sizes, observer, extra, kept: Vec::new(), stopped: None }
+        Self {
+            unet,
+            place,
+            prompts,
+            sizes,
+            observer,
+            extra,
+            kept: Vec::new(),
+            stopped: None,
+        }
     }
 
     /// Runs rows of equal length as one batch; returns one latent batch per row.
@@ -57,20 +66,38 @@ impl<'a> GuidedUnet<'a> {
         let [_, channels, height, width] = x.shape;
         let conditioning = self.conditioning(rows, pictures)?;
         let input = channels_last(x);
-        let input = Tensor::from_slice(&input, (pictures, height, width, channels), &self.place.device)?;
+        let input = Tensor::from_slice(
+            &input,
+            (pictures, height, width, channels),
+            &self.place.device,
+        )?;
         let mut input = repeat(&input, rows.len())?;
         if let Some(extra) = &self.extra {
             let (_, h, w, c) = extra.dims4()?;
-            let extra = extra.expand((rows.len() * pictures, h, w, c))?.contiguous()?;
+            let extra = extra
+                .expand((rows.len() * pictures, h, w, c))?
+                .contiguous()?;
             input = crate::nn::concat_channels(&input, &extra)?;
         }
-        let output = self.unet.forward(&input, &vec![timestep; rows.len() * pictures], &conditioning)?;
+        let output = self.unet.forward(
+            &input,
+            &vec![timestep; rows.len() * pictures],
+            &conditioning,
+        )?;
         let values: Vec<f32> = output.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
         if values.iter().any(|v| !v.is_finite()) {
             return Err(Error::NotANumber { stage: "Unet" });
         }
         let size = values.len() / rows.len();
-        Ok(values.chunks_exact(size).map(|row| channels_first(row, [pictures, size / pictures / height / width, height, width])).collect())
+        Ok(values
+            .chunks_exact(size)
+            .map(|row| {
+                channels_first(
+                    row,
+                    [pictures, size / pictures / height / width, height, width],
+                )
+            })
+            .collect())
     }
 
     fn conditioning(&mut self, rows: &[Row], pictures: usize) -> Result<Conditioning, Error> {
@@ -80,8 +107,15 @@ impl<'a> GuidedUnet<'a> {
             return Ok(hit.clone());
         }
         let tokens = rows[0].0.tokens;
-        let context: Vec<f32> = rows.iter().flat_map(|(text, _)| &text.context).copied().collect();
-        let vector: Vec<f32> = rows.iter().flat_map(|(text, _)| self.sizes.vector(&text.pooled)).collect();
+        let context: Vec<f32> = rows
+            .iter()
+            .flat_map(|(text, _)| &text.context)
+            .copied()
+            .collect();
+        let vector: Vec<f32> = rows
+            .iter()
+            .flat_map(|(text, _)| self.sizes.vector(&text.pooled))
+            .collect();
         let context_width = context.len() / rows.len() / tokens;
         let (context_wanted, vector_wanted) = (self.unet.context_width(), self.unet.vector_width());
         if context_width != context_wanted || vector.len() / rows.len() != vector_wanted {
@@ -90,9 +124,16 @@ impl<'a> GuidedUnet<'a> {
                 vector.len() / rows.len()
             )));
         }
-        let context = Tensor::from_vec(context, (rows.len(), tokens, context_width), &self.place.device)?;
+        let context = Tensor::from_vec(
+            context,
+            (rows.len(), tokens, context_width),
+            &self.place.device,
+        )?;
         let vector = Tensor::from_vec(vector, (rows.len(), vector_wanted), &self.place.device)?;
-        let conditioning = self.unet.condition(&context, &vector)?.repeat_rows(pictures)?;
+        let conditioning = self
+            .unet
+            .condition(&context, &vector)?
+            .repeat_rows(pictures)?;
         if self.kept.len() == KEPT {
             self.kept.remove(0);
         }
@@ -104,26 +145,50 @@ impl<'a> GuidedUnet<'a> {
 impl Network for GuidedUnet<'_> {
     type Error = Error;
 
-    fn predict(&mut self, x: &Latents, timestep: f32, call: usize, uncond: Uncond) -> Result<Prediction, Error> {
+    fn predict(
+        &mut self,
+        x: &Latents,
+        timestep: f32,
+        call: usize,
+        uncond: Uncond,
+    ) -> Result<Prediction, Error> {
         let control = self.observer.control();
         if control != Control::Continue {
             self.stopped = Some(control);
             return Err(Error::Interrupted);
         }
-        let pieces = self.prompts.positive.iter().enumerate().map(|(i, (_, p))| (p.at(call).clone(), RowOf::Piece(i)));
-        let negative = (uncond == Uncond::Needed).then(|| (self.prompts.negative.at(call).clone(), RowOf::Negative));
+        let pieces = self
+            .prompts
+            .positive
+            .iter()
+            .enumerate()
+            .map(|(i, (_, p))| (p.at(call).clone(), RowOf::Piece(i)));
+        let negative = (uncond == Uncond::Needed)
+            .then(|| (self.prompts.negative.at(call).clone(), RowOf::Negative));
         let mut waiting: Vec<Row> = pieces.chain(negative).collect();
         let mut answers: Vec<(RowOf, Latents)> = Vec::with_capacity(waiting.len());
         while let Some(tokens) = waiting.first().map(|(text, _)| text.tokens) {
-            let (rows, others): (Vec<Row>, Vec<Row>) = waiting.into_iter().partition(|(text, _)| text.tokens == tokens);
+            let (rows, others): (Vec<Row>, Vec<Row>) = waiting
+                .into_iter()
+                .partition(|(text, _)| text.tokens == tokens);
             let outputs = self.run(&rows, x, timestep)?;
             answers.extend(rows.iter().map(|row| row.1).zip(outputs));
             waiting = others;
         }
-        let mut take = |of: RowOf| answers.iter().position(|(row, _)| *row == of).map(|i| answers.swap_remove(i).1);
+        let mut take = |of: RowOf| {
+            answers
+                .iter()
+                .position(|(row, _)| *row == of)
+                .map(|i| answers.swap_remove(i).1)
+        };
         let weights = self.prompts.positive.iter().enumerate();
-        let cond = weights.filter_map(|(i, (weight, _))| Some((*weight, take(RowOf::Piece(i))?))).collect();
-        Ok(Prediction { cond, uncond: take(RowOf::Negative) })
+        let cond = weights
+            .filter_map(|(i, (weight, _))| Some((*weight, take(RowOf::Piece(i))?)))
+            .collect();
+        Ok(Prediction {
+            cond,
+            uncond: take(RowOf::Negative),
+        })
     }
 
     fn is_composed(&self) -> bool {
@@ -133,22 +198,40 @@ impl Network for GuidedUnet<'_> {
 
 /// The batch `n` times over.
 fn repeat(x: &Tensor, n: usize) -> candle_core::Result<Tensor> {
-    if n == 1 { Ok(x.clone()) } else { Tensor::cat(&vec![x; n], 0) }
+    if n == 1 {
+        Ok(x.clone())
+    } else {
+        Tensor::cat(&vec![x; n], 0)
+    }
 }
 
 /// `[batch, channels, h, w]` to `[batch, h, w, channels]`.
 pub(super) fn channels_last(x: &Latents) -> Vec<f32> {
     let [_, channels, height, width] = x.shape;
     let area = height * width;
-    x.images().flat_map(|image| (0..area * channels).map(move |i| image[i % channels * area + i / channels])).collect()
+    x.images()
+        .flat_map(|image| {
+            (0..area * channels).map(move |i| image[i % channels * area + i / channels])
+        })
+        .collect()
 }
 
 /// `[batch, h, w, channels]` to `shape`, which is `[batch, channels, h, w]`.
 pub(super) fn channels_first(values: &[f32], shape: [usize; 4]) -> Latents {
     let [_, channels, height, width] = shape;
     let area = height * width;
-    let image = |image: &[f32]| (0..area * channels).map(|i| image[i % area * channels + i / area]).collect::<Vec<f32>>();
-    Latents::new(values.chunks_exact(area * channels).flat_map(image).collect(), shape)
+    let image = |image: &[f32]| {
+        (0..area * channels)
+            .map(|i| image[i % area * channels + i / area])
+            .collect::<Vec<f32>>()
+    };
+    Latents::new(
+        values
+            .chunks_exact(area * channels)
+            .flat_map(image)
+            .collect(),
+        shape,
+    )
 }
 
 #[cfg(test)]
@@ -159,7 +242,11 @@ mod tests {
     fn layouts_change_back_and_forth() {
         let x = Latents::new((0..2 * 4 * 6).map(|i| i as f32).collect(), [2, 4, 2, 3]);
         let last = channels_last(&x);
-        assert_eq!(&last[..5], &[0.0, 6.0, 12.0, 18.0, 1.0], "channels of the first pixel, then the second pixel");
+        assert_eq!(
+            &last[..5],
+            &[0.0, 6.0, 12.0, 18.0, 1.0],
+            "channels of the first pixel, then the second pixel"
+        );
         assert_eq!(channels_first(&last, x.shape), x);
     }
 }

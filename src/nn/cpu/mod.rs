@@ -43,7 +43,10 @@ impl Isa {
     /// The sets this processor has, slowest first.
     #[must_use]
     pub fn available() -> Vec<Self> {
-        #[allow(unused_mut, reason = "stays as it is on processors without special kernels")]
+        #[allow(
+            unused_mut,
+            reason = "stays as it is on processors without special kernels"
+        )]
         let mut sets = vec![Self::Portable];
         #[cfg(target_arch = "x86_64")]
         {
@@ -72,10 +75,15 @@ impl Isa {
     pub fn choose(self) -> Result<(), String> {
         let sets = Self::available();
         if !sets.contains(&self) {
-            return Err(format!("this processor has no `{self:?}` instructions; it has: {sets:?}"));
+            return Err(format!(
+                "this processor has no `{self:?}` instructions; it has: {sets:?}"
+            ));
         }
         match CHOSEN.set(self) {
-            Err(_) if Self::chosen() != self => Err(format!("the instruction set is already `{:?}`", Self::chosen())),
+            Err(_) if Self::chosen() != self => Err(format!(
+                "the instruction set is already `{:?}`",
+                Self::chosen()
+            )),
             _ => Ok(()),
         }
     }
@@ -117,7 +125,9 @@ impl FromStr for Isa {
             "avx2" => Ok(Self::Avx2),
             "avx512" => Ok(Self::Avx512),
             "neon" => Ok(Self::Neon),
-            _ => Err(format!("unknown instruction set: `{s}`; one of portable, avx2, avx512, neon")),
+            _ => Err(format!(
+                "unknown instruction set: `{s}`; one of portable, avx2, avx512, neon"
+            )),
         }
     }
 }
