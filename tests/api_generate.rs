@@ -245,7 +245,7 @@ fn webuiapi_makes_pictures_and_reads_lists_and_progress() {
     let has_client = Command::new(&python).args(["-c", "import webuiapi"]).output();
     assert!(has_client.is_ok_and(|output| output.status.success()), "`{python}` has no package webuiapi; {install}");
     let server = Server::start(&[]);
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/webuiapi.py");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/drive_webuiapi.py");
     let output = Command::new(&python).arg(script).env("SDGEN_BASE_URL", server.url("")).output().unwrap();
     assert!(
         output.status.success(),

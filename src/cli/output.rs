@@ -35,6 +35,7 @@ impl Output {
     /// # Errors
     /// Exit 2 if path and format contradict each other or the format is unknown.
     pub fn choose(path: Option<&Path>, format: Option<&str>, data_dir: &Path) -> Result<Self, Stop> {
+        let typed = format;
         let format: Option<Format> = format.map(str::parse).transpose().map_err(Stop::usage)?;
         let Some(path) = path else {
             let date = chrono::Local::now().format("%Y-%m-%d").to_string();
@@ -46,8 +47,8 @@ impl Output {
         let named: Option<Format> = extension.parse().ok().filter(|_| !is_directory);
         match (named, format) {
             (Some(named), Some(format)) if named != format => {
-                let path = path.display();
-                Err(Stop::usage_text(format!("`--output {path}` and `--format {format}` contradict each other; leave one out")))
+                let (path, typed) = (path.display(), typed.unwrap_or_default());
+                Err(Stop::usage_text(format!("`--output {path}` and `--format {typed}` contradict each other; leave one out")))
             }
             (Some(named), _) => Ok(Self { destination: Destination::File(path.to_path_buf()), format: named }),
             (None, _) if !is_directory && is_other_picture(extension) => {
@@ -241,7 +242,7 @@ mod tests {
     #[test]
     fn contradictions_and_unknown_formats_are_named() {
         let error = choose("a.png", Some("jpeg")).unwrap_err();
-        assert_eq!(error, "`--output a.png` and `--format JPEG` contradict each other; leave one out");
+        assert_eq!(error, "`--output a.png` and `--format jpeg` contradict each other; leave one out");
         assert_eq!(choose("a.gif", None).unwrap_err(), "unknown picture format: `gif`; use `png`, `jpg` or `webp`");
         assert!(choose("a", Some("tga")).is_err());
     }

@@ -176,15 +176,14 @@ pub fn load(input: &Input<'_>) -> Result<Loaded, Error> {
         .chain(from_line.settings)
         .chain(input.flags.iter().cloned());
     for setting in all {
+        check(&setting)?;
         put(&mut table, &setting);
         origins.insert(setting.key.to_string(), setting.origin);
     }
-    let mut config: Config = table
-        .try_into()
-        .map_err(|error: toml::de::Error| Error::Value {
-            origin: blame(error.message(), &origins),
-            message: error.message().to_string(),
-        })?;
+    let mut config: Config = table.try_into().map_err(|error: toml::de::Error| Error::Value {
+        origin: Origin::Default,
+        message: error.message().to_string(),
+    })?;
     config.data_dir = std::path::absolute(&data_dir).unwrap_or(data_dir);
     config.a1111_flags = a1111_flags;
     let problems = config.validate();
@@ -363,19 +362,16 @@ fn put(table: &mut Table, setting: &Setting) {
     }
 }
 
-/// The source of the value that a type error is about, found by the value's text in the message.
-fn blame(message: &str, origins: &BTreeMap<String, Origin>) -> Origin {
-    let named = |origin: &&Origin| !matches!(origin, Origin::File(_));
-    let by_key = origins.iter().find(|(key, _)| {
-        key.rsplit('.')
-            .next()
-            .is_some_and(|last| message.contains(last))
-    });
-    by_key
-        .map(|(_, origin)| origin)
-        .or_else(|| origins.values().find(named))
-        .cloned()
-        .unwrap_or(Origin::Default)
+/// Tries a value on its own, so that an error names its source.
+fn check(setting: &Setting) -> Result<(), Error> {
+    let mut alone = Table::new();
+    put(&mut alone, setting);
+    let result: Result<Config, toml::de::Error> = alone.try_into();
+    let wrong = |error: toml::de::Error| Error::Value {
+        origin: setting.origin.clone(),
+        message: error.message().to_string(),
+    };
+    result.map(drop).map_err(wrong)
 }
 
 #[cfg(test)]
