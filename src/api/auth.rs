@@ -26,7 +26,10 @@ pub async fn require(State(app): State<Arc<App>>, request: Request, next: Next) 
     if pairs.is_empty() || OPEN.contains(&request.uri().path()) {
         return next.run(request).await;
     }
-    let sent = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let sent = request
+        .headers()
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok());
     match sent.and_then(basic) {
         None => ApiError::Unauthorized("Not authenticated").into_response(),
         Some(sent) if is_known(&sent, pairs) => next.run(request).await,
@@ -37,17 +40,24 @@ pub async fn require(State(app): State<Arc<App>>, request: Request, next: Next) 
 /// The `user:password` of a Basic header.
 fn basic(header: &str) -> Option<Vec<u8>> {
     let (scheme, value) = header.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("basic").then(|| STANDARD.decode(value.trim()).ok()).flatten()
+    scheme
+        .eq_ignore_ascii_case("basic")
+        .then(|| STANDARD.decode(value.trim()).ok())
+        .flatten()
 }
 
 /// Compares with every pair, whether or not one has matched.
 fn is_known(sent: &[u8], pairs: &[Secret]) -> bool {
     let sent = Sha256::digest(sent);
-    pairs.iter().fold(false, |known, pair| {
+    let matches = |pair: &Secret| {
         let wanted = Sha256::digest(pair.expose().as_bytes());
-        let difference = sent.iter().zip(wanted.iter()).fold(0u8, |all, (a, b)| all | (a ^ b));
-        known | (difference == 0)
-    })
+        let difference = sent
+            .iter()
+            .zip(wanted.iter())
+            .fold(0u8, |all, (a, b)| all | (a ^ b));
+        u8::from(difference == 0)
+    };
+    pairs.iter().fold(0, |known, pair| known | matches(pair)) != 0
 }
 
 #[cfg(test)]

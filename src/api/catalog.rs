@@ -12,7 +12,7 @@ use super::body::Body;
 use super::error::{ApiError, Problem, with_causes};
 use super::types::{PNG_INFO, text};
 use super::{App, blocking, fields, vocabulary};
-use crate::engine::models::Checkpoint;
+use crate::engine::checkpoint::Checkpoint;
 use crate::imaging;
 use crate::imaging::infotext::PNG_KEYWORD;
 
@@ -29,7 +29,12 @@ pub async fn schedulers() -> Json<Value> {
 /// `GET /sdapi/v1/upscalers`: the three that need no model, `None` first.
 pub async fn upscalers() -> Json<Value> {
     let row = |name: &str| json!({ "name": name, "model_name": null, "model_path": null, "model_url": null, "scale": 4 });
-    Json(["None", "Lanczos", "Nearest"].into_iter().map(row).collect())
+    Json(
+        ["None", "Lanczos", "Nearest"]
+            .into_iter()
+            .map(row)
+            .collect(),
+    )
 }
 
 /// `GET /sdapi/v1/latent-upscale-modes`.
@@ -42,7 +47,12 @@ pub async fn latent_upscale_modes() -> Json<Value> {
         "Latent (nearest)",
         "Latent (nearest-exact)",
     ];
-    Json(MODES.into_iter().map(|name| json!({ "name": name })).collect())
+    Json(
+        MODES
+            .into_iter()
+            .map(|name| json!({ "name": name }))
+            .collect(),
+    )
 }
 
 /// `GET /sdapi/v1/sd-models`.
@@ -63,7 +73,11 @@ pub async fn sd_models(State(app): State<Arc<App>>) -> Json<Value> {
 /// `GET /sdapi/v1/sd-vae`: files only, without `Automatic` and `None`.
 pub async fn sd_vae(State(app): State<Arc<App>>) -> Json<Value> {
     let vaes = app.engine.catalog().vaes();
-    Json(vaes.iter().map(|vae| json!({ "model_name": vae.name, "filename": vae.path })).collect())
+    Json(
+        vaes.iter()
+            .map(|vae| json!({ "model_name": vae.name, "filename": vae.path }))
+            .collect(),
+    )
 }
 
 /// `GET /sdapi/v1/scripts`: none.
@@ -92,14 +106,24 @@ pub async fn refresh(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiErro
 ///
 /// # Errors
 /// 422 without `image`, 400 for something that is no picture.
-pub async fn png_info(State(app): State<Arc<App>>, Body(body): Body) -> Result<Json<Value>, ApiError> {
+pub async fn png_info(
+    State(app): State<Arc<App>>,
+    Body(body): Body,
+) -> Result<Json<Value>, ApiError> {
     let model = fields::read(&body, PNG_INFO)?;
     let back_compatible = app.options.snapshot().flag("auto_backcompat");
     blocking(move || {
         let Some(image) = text(&model, "image") else {
-            return Err(vec![Problem::field("image", "field required", "value_error.missing")].into());
+            return Err(vec![Problem::field(
+                "image",
+                "field required",
+                "value_error.missing",
+            )]
+            .into());
         };
-        let invalid = |error: imaging::Error| ApiError::bad_request(format!("Invalid encoded image: {}", with_causes(&error)));
+        let invalid = |error: imaging::Error| {
+            ApiError::bad_request(format!("Invalid encoded image: {}", with_causes(&error)))
+        };
         let bytes = imaging::decode_base64(image).map_err(invalid)?;
         let metadata = imaging::read_metadata(&bytes).map_err(invalid)?;
         let info = metadata.infotext.unwrap_or_default();
@@ -110,7 +134,9 @@ pub async fn png_info(State(app): State<Arc<App>>, Body(body): Body) -> Result<J
             .map(|(keyword, text)| (keyword, Value::from(text)))
             .collect();
         let parameters = vocabulary::infotext_fields(&info, back_compatible);
-        Ok(Json(json!({ "info": info, "items": items, "parameters": parameters })))
+        Ok(Json(
+            json!({ "info": info, "items": items, "parameters": parameters }),
+        ))
     })
     .await
 }

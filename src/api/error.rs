@@ -26,7 +26,11 @@ impl Problem {
     /// A problem with a field of the body.
     #[must_use]
     pub fn field(name: &str, msg: impl Into<String>, kind: &'static str) -> Self {
-        Self { loc: vec![json!("body"), json!(name)], msg: msg.into(), kind }
+        Self {
+            loc: vec![json!("body"), json!(name)],
+            msg: msg.into(),
+            kind,
+        }
     }
 
     /// A value outside its limits.
@@ -72,14 +76,21 @@ impl ApiError {
     /// 501 for what a later version will do.
     #[must_use]
     pub fn not_supported(what: &str) -> Self {
-        Self::Http(StatusCode::NOT_IMPLEMENTED, format!("{what} is not supported by this version of sdgen"))
+        Self::Http(
+            StatusCode::NOT_IMPLEMENTED,
+            format!("{what} is not supported by this version of sdgen"),
+        )
     }
 
     /// 500 with the class of a Python exception.
     #[must_use]
     pub fn failure(class: &'static str, message: impl Into<String>) -> Self {
         let detail = message.into();
-        Self::Failure { class, errors: detail.clone(), detail }
+        Self::Failure {
+            class,
+            errors: detail.clone(),
+            detail,
+        }
     }
 }
 
@@ -101,21 +112,35 @@ impl IntoResponse for ApiError {
             Self::Invalid(problems) => {
                 let entry = |p: &Problem| json!({ "loc": p.loc, "msg": p.msg, "type": p.kind });
                 let detail: Vec<Value> = problems.iter().map(entry).collect();
-                (StatusCode::UNPROCESSABLE_ENTITY, Json(json!({ "detail": detail }))).into_response()
+                (
+                    StatusCode::UNPROCESSABLE_ENTITY,
+                    Json(json!({ "detail": detail })),
+                )
+                    .into_response()
             }
             Self::Http(status, message) => shape(status, "HTTPException", &message, &message),
-            Self::Failure { class, detail, errors } => {
-                shape(StatusCode::INTERNAL_SERVER_ERROR, class, &detail, &errors)
-            }
+            Self::Failure {
+                class,
+                detail,
+                errors,
+            } => shape(StatusCode::INTERNAL_SERVER_ERROR, class, &detail, &errors),
             Self::Unauthorized(message) => {
                 let mut response = shape(StatusCode::UNAUTHORIZED, "HTTPException", message, "");
-                response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Basic"));
+                response
+                    .headers_mut()
+                    .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Basic"));
                 response
             }
-            Self::NotFound => (StatusCode::NOT_FOUND, Json(json!({ "detail": "Not Found" }))).into_response(),
-            Self::MethodNotAllowed => {
-                (StatusCode::METHOD_NOT_ALLOWED, Json(json!({ "detail": "Method Not Allowed" }))).into_response()
-            }
+            Self::NotFound => (
+                StatusCode::NOT_FOUND,
+                Json(json!({ "detail": "Not Found" })),
+            )
+                .into_response(),
+            Self::MethodNotAllowed => (
+                StatusCode::METHOD_NOT_ALLOWED,
+                Json(json!({ "detail": "Method Not Allowed" })),
+            )
+                .into_response(),
             Self::Engine(error) => engine_answer(&error),
         }
     }
@@ -125,21 +150,35 @@ fn engine_answer(error: &engine::Error) -> Response {
     let message = with_causes(error);
     let (status, class) = match error {
         engine::Error::ShuttingDown | engine::Error::QueueFull { .. } => {
-            let mut response = shape(StatusCode::SERVICE_UNAVAILABLE, "HTTPException", &message, &message);
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("10"));
+            let mut response = shape(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "HTTPException",
+                &message,
+                &message,
+            );
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from_static("10"));
             return response;
         }
         engine::Error::CheckpointNotFound { .. } | engine::Error::VaeNotFound { .. } => {
             (StatusCode::NOT_FOUND, "HTTPException")
         }
-        engine::Error::Pipeline(pipeline::Error::Invalid(_)) => (StatusCode::BAD_REQUEST, "HTTPException"),
+        engine::Error::Pipeline(pipeline::Error::Invalid(_)) => {
+            (StatusCode::BAD_REQUEST, "HTTPException")
+        }
         engine::Error::Io { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "OSError"),
         engine::Error::Pipeline(pipeline::Error::NotANumber { .. }) => {
             (StatusCode::INTERNAL_SERVER_ERROR, "NansException")
         }
         engine::Error::Pipeline(pipeline::Error::Tensor(cause)) if is_out_of_memory(cause) => {
             let message = "CUDA out of memory: use a smaller size or batch size";
-            return shape(StatusCode::INTERNAL_SERVER_ERROR, "OutOfMemoryError", message, message);
+            return shape(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "OutOfMemoryError",
+                message,
+                message,
+            );
         }
         engine::Error::Device { .. }
         | engine::Error::Weights(_)

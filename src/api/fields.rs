@@ -86,7 +86,11 @@ pub fn read(body: &[u8], table: &[Field]) -> Result<Map<String, Value>, ApiError
         };
         model.insert((*name).to_string(), value);
     }
-    if problems.is_empty() { Ok(model) } else { Err(problems.into()) }
+    if problems.is_empty() {
+        Ok(model)
+    } else {
+        Err(problems.into())
+    }
 }
 
 /// Reads a body that must be a JSON object.
@@ -94,21 +98,41 @@ pub fn read(body: &[u8], table: &[Field]) -> Result<Map<String, Value>, ApiError
 /// # Errors
 /// [`ApiError::Invalid`] in FastAPI's words for an empty body, malformed JSON, text that is not UTF-8, or another JSON type.
 pub fn parse_object(body: &[u8]) -> Result<Map<String, Value>, ApiError> {
-    let problem = |loc: Vec<Value>, msg: String, kind| ApiError::Invalid(vec![Problem { loc, msg, kind }]);
+    let problem =
+        |loc: Vec<Value>, msg: String, kind| ApiError::Invalid(vec![Problem { loc, msg, kind }]);
     if body.iter().all(u8::is_ascii_whitespace) {
-        return Err(problem(vec![json!("body")], "field required".into(), "value_error.missing"));
+        return Err(problem(
+            vec![json!("body")],
+            "field required".into(),
+            "value_error.missing",
+        ));
     }
     let text = std::str::from_utf8(body).map_err(|error| {
         let at = error.valid_up_to();
-        problem(vec![json!("body"), json!(at)], format!("body is not valid UTF-8 at byte {at}"), "value_error.unicode")
+        problem(
+            vec![json!("body"), json!(at)],
+            format!("body is not valid UTF-8 at byte {at}"),
+            "value_error.unicode",
+        )
     })?;
     let value: Value = serde_json::from_str(text).map_err(|error| {
-        let loc = vec![json!("body"), json!(offset(text, error.line(), error.column()))];
-        problem(loc, format!("not valid JSON: {error}"), "value_error.jsondecode")
+        let loc = vec![
+            json!("body"),
+            json!(offset(text, error.line(), error.column())),
+        ];
+        problem(
+            loc,
+            format!("not valid JSON: {error}"),
+            "value_error.jsondecode",
+        )
     })?;
     match value {
         Value::Object(map) => Ok(map),
-        _ => Err(problem(vec![json!("body")], "value is not a valid dict".into(), "type_error.dict")),
+        _ => Err(problem(
+            vec![json!("body")],
+            "value is not a valid dict".into(),
+            "type_error.dict",
+        )),
     }
 }
 
@@ -120,15 +144,20 @@ pub fn coerce(name: &str, kind: Kind, value: Value) -> Result<Value, Vec<Problem
     let wrong = |msg: &str, kind| vec![Problem::field(name, msg, kind)];
     match kind {
         Kind::Any => Ok(value),
-        Kind::Text => text(&value).map(Value::from).ok_or_else(|| wrong("str type expected", "type_error.str")),
+        Kind::Text => text(&value)
+            .map(Value::from)
+            .ok_or_else(|| wrong("str type expected", "type_error.str")),
         Kind::Int => int(&value)
             .map(Value::from)
             .ok_or_else(|| wrong("value is not a valid integer", "type_error.integer")),
         // NaN and infinity have no JSON form: they become `null` here and must not pass for "not sent".
         Kind::Float => match float(&value) {
-            Some(number) => Number::from_f64(number)
-                .map(Value::Number)
-                .ok_or_else(|| wrong("value must be a finite number", "value_error.number.not_finite_number")),
+            Some(number) => Number::from_f64(number).map(Value::Number).ok_or_else(|| {
+                wrong(
+                    "value must be a finite number",
+                    "value_error.number.not_finite_number",
+                )
+            }),
             None => Err(wrong("value is not a valid float", "type_error.float")),
         },
         Kind::Bool => boolean(&value)
@@ -144,7 +173,11 @@ pub fn coerce(name: &str, kind: Kind, value: Value) -> Result<Value, Vec<Problem
 
 fn texts(name: &str, value: Value) -> Result<Value, Vec<Problem>> {
     let Value::Array(items) = value else {
-        return Err(vec![Problem::field(name, "value is not a valid list", "type_error.list")]);
+        return Err(vec![Problem::field(
+            name,
+            "value is not a valid list",
+            "type_error.list",
+        )]);
     };
     let mut good = Vec::with_capacity(items.len());
     let mut problems = Vec::new();
@@ -158,7 +191,11 @@ fn texts(name: &str, value: Value) -> Result<Value, Vec<Problem>> {
             }),
         }
     }
-    if problems.is_empty() { Ok(json!(good)) } else { Err(problems) }
+    if problems.is_empty() {
+        Ok(json!(good))
+    } else {
+        Err(problems)
+    }
 }
 
 fn text(value: &Value) -> Option<String> {
@@ -213,7 +250,11 @@ fn boolean(value: &Value) -> Option<bool> {
 
 /// Byte offset of serde's 1-based line and column.
 fn offset(text: &str, line: usize, column: usize) -> usize {
-    let before: usize = text.split_inclusive('\n').take(line.saturating_sub(1)).map(str::len).sum();
+    let before: usize = text
+        .split_inclusive('\n')
+        .take(line.saturating_sub(1))
+        .map(str::len)
+        .sum();
     (before + column.saturating_sub(1)).min(text.len())
 }
 
@@ -235,23 +276,36 @@ mod tests {
 
     fn problems(body: &[u8]) -> Vec<(Value, String, &'static str)> {
         match read(body, TABLE) {
-            Err(ApiError::Invalid(list)) => list.into_iter().map(|p| (json!(p.loc), p.msg, p.kind)).collect(),
+            Err(ApiError::Invalid(list)) => list
+                .into_iter()
+                .map(|p| (json!(p.loc), p.msg, p.kind))
+                .collect(),
             other => panic!("expected problems, got {other:?}"),
         }
     }
 
     #[test]
     fn defaults_fill_what_was_not_sent_or_null() {
-        let expected = json!({"steps": 50, "cfg": 7.0, "tiling": null, "prompt": "", "styles": null});
+        let expected =
+            json!({"steps": 50, "cfg": 7.0, "tiling": null, "prompt": "", "styles": null});
         assert_eq!(model("{}"), expected);
-        assert_eq!(model(r#"{"steps": null, "cfg": null, "unknown": [1]}"#), expected);
+        assert_eq!(
+            model(r#"{"steps": null, "cfg": null, "unknown": [1]}"#),
+            expected
+        );
     }
 
     #[test]
     fn scalars_are_coerced_as_pydantic_does() {
         let sent = r#"{"steps": "20", "cfg": "1.5", "tiling": 1, "prompt": 7, "styles": ["a", 2]}"#;
-        assert_eq!(model(sent), json!({"steps": 20, "cfg": 1.5, "tiling": true, "prompt": "7", "styles": ["a", "2"]}));
-        assert_eq!(model(r#"{"steps": 20.7, "cfg": 3, "tiling": "off"}"#)["steps"], 20);
+        assert_eq!(
+            model(sent),
+            json!({"steps": 20, "cfg": 1.5, "tiling": true, "prompt": "7", "styles": ["a", "2"]})
+        );
+        assert_eq!(
+            model(r#"{"steps": 20.7, "cfg": 3, "tiling": "off"}"#)["steps"],
+            20
+        );
         assert_eq!(model(r#"{"cfg": 3}"#)["cfg"].to_string(), "3.0");
     }
 
@@ -261,9 +315,21 @@ mod tests {
         assert_eq!(
             found,
             [
-                (json!(["body", "steps"]), "value is not a valid integer".into(), "type_error.integer"),
-                (json!(["body", "cfg"]), "value is not a valid float".into(), "type_error.float"),
-                (json!(["body", "styles", 1]), "str type expected".into(), "type_error.str"),
+                (
+                    json!(["body", "steps"]),
+                    "value is not a valid integer".into(),
+                    "type_error.integer"
+                ),
+                (
+                    json!(["body", "cfg"]),
+                    "value is not a valid float".into(),
+                    "type_error.float"
+                ),
+                (
+                    json!(["body", "styles", 1]),
+                    "str type expected".into(),
+                    "type_error.str"
+                ),
             ]
         );
     }
@@ -273,14 +339,27 @@ mod tests {
         let found = problems(br#"{"cfg": "nan"}"#);
         assert_eq!(found[0].1, "value must be a finite number");
         assert_eq!(problems(br#"{"cfg": NaN}"#)[0].2, "value_error.jsondecode");
-        assert_eq!(problems(br#"{"steps": 1e300}"#)[0].1, "value is not a valid integer");
+        assert_eq!(
+            problems(br#"{"steps": 1e300}"#)[0].1,
+            "value is not a valid integer"
+        );
     }
 
     #[test]
     fn bodies_that_are_no_object_are_named() {
-        assert_eq!(problems(b" ")[0], (json!(["body"]), "field required".into(), "value_error.missing"));
+        assert_eq!(
+            problems(b" ")[0],
+            (
+                json!(["body"]),
+                "field required".into(),
+                "value_error.missing"
+            )
+        );
         assert_eq!(problems(b"[]")[0].1, "value is not a valid dict");
-        assert_eq!(problems(b"{\"prompt\": \"\xff\"}")[0].1, "body is not valid UTF-8 at byte 12");
+        assert_eq!(
+            problems(b"{\"prompt\": \"\xff\"}")[0].1,
+            "body is not valid UTF-8 at byte 12"
+        );
         let (loc, _, kind) = problems(b"{\n \"steps\": x}").remove(0);
         assert_eq!((loc, kind), (json!(["body", 12]), "value_error.jsondecode"));
     }

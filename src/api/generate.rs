@@ -30,7 +30,9 @@ pub async fn txt2img(State(app): State<Arc<App>>, Body(body): Body) -> Result<Re
     let mut handle = app.engine.submit(prepared.job.clone()).await?;
     handle.started().await;
     let task = app.tasks.spawn(finish(app.clone(), handle, prepared));
-    let answer = task.await.map_err(|error| ApiError::failure("RuntimeError", error.to_string()))??;
+    let answer = task
+        .await
+        .map_err(|error| ApiError::failure("RuntimeError", error.to_string()))??;
     let mut response = Json(answer).into_response();
     response.extensions_mut().insert(Incompressible);
     Ok(response)
@@ -44,7 +46,11 @@ pub async fn img2img() -> Result<Response, ApiError> {
     Err(ApiError::not_supported("img2img"))
 }
 
-async fn finish(app: Arc<App>, mut handle: JobHandle, prepared: Prepared) -> Result<Value, ApiError> {
+async fn finish(
+    app: Arc<App>,
+    mut handle: JobHandle,
+    prepared: Prepared,
+) -> Result<Value, ApiError> {
     let outcome = handle.finished().await?;
     let nothing_made = outcome.generated.images.is_empty() && outcome.generated.interrupted;
     if nothing_made && app.shutdown.is_cancelled() {

@@ -13,8 +13,8 @@ use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use tower_http::CompressionLevel;
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::compression::predicate::{Predicate, SizeAbove};
 use tower_http::compression::CompressionLayer;
+use tower_http::compression::predicate::{Predicate, SizeAbove};
 use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
 use tracing::Instrument;
 
@@ -31,7 +31,9 @@ pub struct Incompressible;
 /// Puts all layers around the routes.
 pub fn wrap(routes: Router, app: &Arc<App>) -> Router {
     let worth = SizeAbove::new(COMPRESS_FROM).and(is_compressible);
-    let gzip = CompressionLayer::new().quality(CompressionLevel::Fastest).compress_when(worth);
+    let gzip = CompressionLayer::new()
+        .quality(CompressionLevel::Fastest)
+        .compress_when(worth);
     routes
         .layer(gzip)
         .layer(from_fn(head_only_where_useful))
@@ -71,14 +73,19 @@ async fn time(State(app): State<Arc<App>>, request: Request, next: Next) -> Resp
 
 /// FastAPI answers HEAD only where a route says so; probes use `/` and the health routes.
 async fn head_only_where_useful(request: Request, next: Next) -> Response {
-    let allowed = matches!(request.uri().path(), "/" | "/healthz" | "/readyz" | "/internal/ping");
+    let allowed = matches!(
+        request.uri().path(),
+        "/" | "/healthz" | "/readyz" | "/internal/ping"
+    );
     if request.method() != Method::HEAD || allowed {
         return next.run(request).await;
     }
     let mut answer = next.run(request).await;
     if answer.status().is_success() {
         answer = ApiError::MethodNotAllowed.into_response();
-        answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
+        answer
+            .headers_mut()
+            .insert(header::ALLOW, HeaderValue::from_static("GET"));
     }
     answer
 }
@@ -91,9 +98,15 @@ fn cors(app: &App) -> CorsLayer {
     let pattern = server.cors_allow_origins_regex.as_ref();
     let pattern = pattern.and_then(|pattern| regex::Regex::new(&format!("^(?:{pattern})$")).ok());
     let allow = move |origin: &HeaderValue, _: &_| {
-        let Ok(origin) = origin.to_str() else { return false };
-        origins.iter().any(|allowed| allowed == "*" || allowed == origin)
-            || pattern.as_ref().is_some_and(|pattern| pattern.is_match(origin))
+        let Ok(origin) = origin.to_str() else {
+            return false;
+        };
+        origins
+            .iter()
+            .any(|allowed| allowed == "*" || allowed == origin)
+            || pattern
+                .as_ref()
+                .is_some_and(|pattern| pattern.is_match(origin))
     };
     CorsLayer::new()
         .allow_origin(AllowOrigin::predicate(allow))

@@ -70,10 +70,26 @@ pub enum Readiness {
 impl App {
     /// State for a router.
     #[must_use]
-    pub fn new(engine: Engine, options: OptionStore, config: Config, shutdown: CancellationToken) -> Arc<Self> {
-        let readiness = if config.model.load_at_start { Readiness::Loading } else { Readiness::Ready };
+    pub fn new(
+        engine: Engine,
+        options: OptionStore,
+        config: Config,
+        shutdown: CancellationToken,
+    ) -> Arc<Self> {
+        let readiness = if config.model.load_at_start {
+            Readiness::Loading
+        } else {
+            Readiness::Ready
+        };
         let readiness = RwLock::new(readiness);
-        Arc::new(Self { engine, options, config, tasks: TaskTracker::new(), shutdown, readiness })
+        Arc::new(Self {
+            engine,
+            options,
+            config,
+            tasks: TaskTracker::new(),
+            shutdown,
+            readiness,
+        })
     }
 
     /// Loads the checkpoint and VAE that `options` name, behind the jobs already queued.
@@ -83,7 +99,8 @@ impl App {
     pub async fn load(self: &Arc<Self>, options: Options) -> Result<LoadedModel, engine::Error> {
         let app = self.clone();
         let selection = tokio::task::spawn_blocking(move || resolve::select(&app, &options)).await;
-        let selection = selection.unwrap_or_else(|error| Err(engine::Error::Panicked(error.to_string())));
+        let selection =
+            selection.unwrap_or_else(|error| Err(engine::Error::Panicked(error.to_string())));
         let result = match selection {
             Ok(selection) => self.engine.load(selection).await,
             Err(error) => Err(error),
@@ -92,7 +109,10 @@ impl App {
             Ok(_) => Readiness::Ready,
             Err(error) => Readiness::Failed(error::with_causes(error)),
         };
-        *self.readiness.write().unwrap_or_else(PoisonError::into_inner) = readiness;
+        *self
+            .readiness
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = readiness;
         result
     }
 
@@ -104,7 +124,10 @@ impl App {
     pub fn choose_configured_checkpoint(&self) -> Result<(), engine::Error> {
         let catalog = self.engine.catalog();
         let stored = self.options.snapshot();
-        let name = match (&self.config.model.checkpoint, stored.text("sd_model_checkpoint")) {
+        let name = match (
+            &self.config.model.checkpoint,
+            stored.text("sd_model_checkpoint"),
+        ) {
             (Some(name), _) => catalog.find_or_open(name)?.title().into(),
             (None, "") => Value::Null,
             (None, name) => match catalog.find(name) {
@@ -118,26 +141,37 @@ impl App {
         if let Some(vae) = &self.config.model.vae {
             catalog.find_or_open_vae(vae)?;
         }
-        self.options.apply(&Map::from_iter([("sd_model_checkpoint".to_string(), name)]));
+        self.options
+            .apply(&Map::from_iter([("sd_model_checkpoint".to_string(), name)]));
         Ok(())
     }
 }
 
 /// The whole server as a service.
 pub fn router(app: &Arc<App>) -> Router {
-    let known: Arc<BTreeSet<&'static str>> = Arc::new(routes(app).into_iter().map(|(path, _)| path).collect());
+    let known: Arc<BTreeSet<&'static str>> =
+        Arc::new(routes(app).into_iter().map(|(path, _)| path).collect());
     let mut plain = Router::new();
     for (path, methods) in routes(app) {
         plain = plain.route(path, methods);
     }
     let plain = plain.method_not_allowed_fallback(method_not_allowed);
-    let prefix = app.config.server.subpath.as_deref().map(|path| path.trim_matches('/')).filter(|path| !path.is_empty());
+    let prefix = app
+        .config
+        .server
+        .subpath
+        .as_deref()
+        .map(|path| path.trim_matches('/'))
+        .filter(|path| !path.is_empty());
     let routed = match prefix {
-        Some(prefix) => Router::new().nest(&format!("/{prefix}"), plain.clone()).merge(plain),
+        Some(prefix) => Router::new()
+            .nest(&format!("/{prefix}"), plain.clone())
+            .merge(plain),
         None => plain,
     };
     let strip = prefix.map(|prefix| format!("/{prefix}"));
-    let routed = routed.fallback(move |request: Request| no_such_path(request, known.clone(), strip.clone()));
+    let routed = routed
+        .fallback(async move |request: Request| no_such_path(&request, &known, strip.as_deref()));
     middleware::wrap(routed.with_state(app.clone()), app)
 }
 
@@ -197,7 +231,12 @@ pub async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
     let task = tokio::task::spawn_blocking(work);
-    task.await.unwrap_or_else(|error| Err(ApiError::failure("RuntimeError", format!("the request crashed: {error}"))))
+    task.await.unwrap_or_else(|error| {
+        Err(ApiError::failure(
+            "RuntimeError",
+            format!("the request crashed: {error}"),
+        ))
+    })
 }
 
 async fn method_not_allowed() -> ApiError {
@@ -205,17 +244,32 @@ async fn method_not_allowed() -> ApiError {
 }
 
 /// 404, or a redirect to the path without its trailing slash if that one exists.
-async fn no_such_path(request: Request, known: Arc<BTreeSet<&'static str>>, prefix: Option<String>) -> Response {
+fn no_such_path(
+    request: &Request,
+    known: &BTreeSet<&'static str>,
+    prefix: Option<&str>,
+) -> Response {
     let uri = request.uri();
     let path = uri.path();
-    let Some(slashless) = path.strip_suffix('/') else { return ApiError::NotFound.into_response() };
-    let inner = prefix.as_deref().and_then(|prefix| slashless.strip_prefix(prefix)).unwrap_or(slashless);
+    let Some(slashless) = path.strip_suffix('/') else {
+        return ApiError::NotFound.into_response();
+    };
+    let inner = prefix
+        .and_then(|prefix| slashless.strip_prefix(prefix))
+        .unwrap_or(slashless);
     if !known.contains(inner) {
         return ApiError::NotFound.into_response();
     }
-    let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    let query = uri
+        .query()
+        .map(|query| format!("?{query}"))
+        .unwrap_or_default();
     match HeaderValue::from_str(&format!("{slashless}{query}")) {
-        Ok(location) => (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, location)]).into_response(),
+        Ok(location) => (
+            StatusCode::TEMPORARY_REDIRECT,
+            [(header::LOCATION, location)],
+        )
+            .into_response(),
         Err(_) => ApiError::NotFound.into_response(),
     }
 }

@@ -42,7 +42,12 @@ impl Options {
     /// A1111's defaults.
     #[must_use]
     pub fn defaults() -> Self {
-        Self(OPTIONS.iter().map(|(key, _, default)| ((*key).to_string(), default.to_json())).collect())
+        Self(
+            OPTIONS
+                .iter()
+                .map(|(key, _, default)| ((*key).to_string(), default.to_json()))
+                .collect(),
+        )
     }
 
     /// A text option; "" if it is null.
@@ -54,7 +59,10 @@ impl Options {
     /// A whole number, whatever number it was stored as; its default if it is null.
     #[must_use]
     pub fn int(&self, key: &str) -> i64 {
-        let stored = self.0.get(key).and_then(|value| value.as_i64().or_else(|| value.as_f64().map(|f| f as i64)));
+        let stored = self
+            .0
+            .get(key)
+            .and_then(|value| value.as_i64().or_else(|| value.as_f64().map(|f| f as i64)));
         stored.unwrap_or(match find(key) {
             Some((_, _, Default::Int(default))) => *default,
             _ => 0,
@@ -64,16 +72,22 @@ impl Options {
     /// A number; its default if it is null.
     #[must_use]
     pub fn float(&self, key: &str) -> f64 {
-        self.0.get(key).and_then(Value::as_f64).unwrap_or(match find(key) {
-            Some((_, _, Default::Float(default))) => *default,
-            _ => 0.0,
-        })
+        self.0
+            .get(key)
+            .and_then(Value::as_f64)
+            .unwrap_or(match find(key) {
+                Some((_, _, Default::Float(default))) => *default,
+                _ => 0.0,
+            })
     }
 
     /// A switch; its default if it is null.
     #[must_use]
     pub fn flag(&self, key: &str) -> bool {
-        self.0.get(key).and_then(Value::as_bool).unwrap_or(matches!(find(key), Some((_, _, Default::Bool(true)))))
+        self.0
+            .get(key)
+            .and_then(Value::as_bool)
+            .unwrap_or(matches!(find(key), Some((_, _, Default::Bool(true)))))
     }
 
     /// All values, as `GET /sdapi/v1/options` returns them.
@@ -103,22 +117,31 @@ impl OptionStore {
     pub fn open(path: PathBuf) -> Result<Self, OpenError> {
         let mut options = Options::defaults();
         for (key, value) in read_file(&path)? {
-            let Some((name, kind, _)) = find(&key) else { continue };
-            match (value, *kind) {
-                (Value::Null, _) => {}
-                (value, kind) => match fields::coerce(name, kind, value) {
-                    Ok(value) => options.set(name, value),
-                    Err(_) => tracing::warn!(key, path = %path.display(), "option of a wrong type ignored"),
-                },
+            let Some((name, kind, _)) = find(&key) else {
+                continue;
+            };
+            if value.is_null() {
+                continue;
+            }
+            if let Ok(value) = fields::coerce(name, *kind, value) {
+                options.set(name, value);
+            } else {
+                tracing::warn!(key, path = %path.display(), "option of a wrong type ignored");
             }
         }
-        Ok(Self { path, values: RwLock::new(options) })
+        Ok(Self {
+            path,
+            values: RwLock::new(options),
+        })
     }
 
     /// The values now.
     #[must_use]
     pub fn snapshot(&self) -> Options {
-        self.values.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.values
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Changes values in memory only.
@@ -135,12 +158,19 @@ impl OptionStore {
     /// The file cannot be written; the values in memory stay changed, as in A1111.
     pub fn save(&self, changes: &Map<String, Value>) -> Result<(), ApiError> {
         self.apply(changes);
-        let mut stored = read_file(&self.path).map_err(|error| ApiError::failure("OSError", error.to_string()))?;
+        let mut stored = read_file(&self.path)
+            .map_err(|error| ApiError::failure("OSError", error.to_string()))?;
         for (key, value) in self.snapshot().0 {
             stored.insert(key, value);
         }
         replace_file(&self.path, &Value::Object(stored)).map_err(|error| {
-            ApiError::failure("OSError", format!("options file cannot be written: `{}`: {error}", self.path.display()))
+            ApiError::failure(
+                "OSError",
+                format!(
+                    "options file cannot be written: `{}`: {error}",
+                    self.path.display()
+                ),
+            )
         })
     }
 }
@@ -164,16 +194,28 @@ pub fn check(sent: Map<String, Value>) -> Result<Map<String, Value>, Vec<Problem
             },
         }
     }
-    if problems.is_empty() { Ok(good) } else { Err(problems) }
+    if problems.is_empty() {
+        Ok(good)
+    } else {
+        Err(problems)
+    }
 }
 
 fn read_file(path: &PathBuf) -> Result<Map<String, Value>, OpenError> {
     let text = match std::fs::read(path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Map::new()),
-        Err(source) => return Err(OpenError::Unreadable { path: path.clone(), source }),
+        Err(source) => {
+            return Err(OpenError::Unreadable {
+                path: path.clone(),
+                source,
+            });
+        }
     };
-    serde_json::from_slice(&text).map_err(|error| OpenError::NotJson { path: path.clone(), reason: error.to_string() })
+    serde_json::from_slice(&text).map_err(|error| OpenError::NotJson {
+        path: path.clone(),
+        reason: error.to_string(),
+    })
 }
 
 #[cfg(test)]
@@ -192,7 +234,10 @@ mod tests {
     fn defaults_fit_their_kinds() {
         for (key, kind, default) in OPTIONS {
             let value = default.to_json();
-            assert!(value.is_null() || fields::coerce(key, *kind, value.clone()) == Ok(value), "{key}");
+            assert!(
+                value.is_null() || fields::coerce(key, *kind, value.clone()) == Ok(value),
+                "{key}"
+            );
         }
     }
 
@@ -200,16 +245,32 @@ mod tests {
     fn saving_keeps_foreign_keys_and_survives_reopening() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.json");
-        std::fs::write(&path, r#"{"their_extension": [1], "jpeg_quality": 90.0, "tiling": "what"}"#).unwrap();
+        std::fs::write(
+            &path,
+            r#"{"their_extension": [1], "jpeg_quality": 90.0, "tiling": "what"}"#,
+        )
+        .unwrap();
         let store = OptionStore::open(path.clone()).unwrap();
         assert_eq!(store.snapshot().int("jpeg_quality"), 90);
         assert!(!store.snapshot().flag("tiling"));
-        let changes = check(json!({"sd_vae": "None", "api_useragent": "x", "nope": 1}).as_object().unwrap().clone()).unwrap();
+        let changes = check(
+            json!({"sd_vae": "None", "api_useragent": "x", "nope": 1})
+                .as_object()
+                .unwrap()
+                .clone(),
+        )
+        .unwrap();
         assert_eq!(changes.len(), 1);
         store.save(&changes).unwrap();
         let file: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-        assert_eq!((&file["their_extension"], &file["sd_vae"]), (&json!([1]), &json!("None")));
-        assert_eq!(OptionStore::open(path).unwrap().snapshot().text("sd_vae"), "None");
+        assert_eq!(
+            (&file["their_extension"], &file["sd_vae"]),
+            (&json!([1]), &json!("None"))
+        );
+        assert_eq!(
+            OptionStore::open(path).unwrap().snapshot().text("sd_vae"),
+            "None"
+        );
     }
 
     #[test]
@@ -229,7 +290,10 @@ mod tests {
         let path = dir.path().join("config.json");
         std::fs::write(&path, "{").unwrap();
         let error = OptionStore::open(path.clone()).unwrap_err().to_string();
-        assert!(error.starts_with("options file is not a JSON object: `"), "{error}");
+        assert!(
+            error.starts_with("options file is not a JSON object: `"),
+            "{error}"
+        );
         assert_eq!(std::fs::read_to_string(path).unwrap(), "{");
     }
 }

@@ -7,7 +7,11 @@ use super::fields::Default::{Bool, Float, Int, Null, Text, Texts};
 use super::fields::{Field, Kind};
 
 /// Keys that the API can read and never set.
-pub const RESTRICTED: &[&str] = &["api_enable_requests", "api_forbid_local_requests", "api_useragent"];
+pub const RESTRICTED: &[&str] = &[
+    "api_enable_requests",
+    "api_forbid_local_requests",
+    "api_useragent",
+];
 
 /// Every key, its kind and its default.
 #[rustfmt::skip]

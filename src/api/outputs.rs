@@ -29,7 +29,12 @@ pub fn answer(prepared: &Prepared, outcome: &Outcome, data_dir: &Path) -> Result
     let images = &outcome.generated.images;
     let mut files = Vec::with_capacity(images.len() + 1);
     for image in images {
-        files.push(encode(options, prepared.format, &image.image, &image.infotext)?);
+        files.push(encode(
+            options,
+            prepared.format,
+            &image.image,
+            &image.infotext,
+        )?);
     }
     if prepared.request.save_images && options.flag("samples_save") {
         save_all(prepared, outcome, &files, data_dir)?;
@@ -46,24 +51,38 @@ pub fn answer(prepared: &Prepared, outcome: &Outcome, data_dir: &Path) -> Result
     }
     let info = info(prepared, outcome, &infotexts, usize::from(has_grid));
     let send = prepared.request.send_images;
-    let images: Vec<String> = files.iter().filter(|_| send).map(|file| STANDARD.encode(&file.bytes)).collect();
+    let images: Vec<String> = files
+        .iter()
+        .filter(|_| send)
+        .map(|file| STANDARD.encode(&file.bytes))
+        .collect();
     Ok(json!({ "images": images, "parameters": prepared.wire, "info": info.to_string() }))
 }
 
-fn encode(options: &Options, format: Format, image: &RgbImage, infotext: &str) -> Result<Encoded, ApiError> {
+fn encode(
+    options: &Options,
+    format: Format,
+    image: &RgbImage,
+    infotext: &str,
+) -> Result<Encoded, ApiError> {
     let how = EncodeOptions {
         format,
         jpeg_quality: options.int("jpeg_quality").clamp(1, 100) as u8,
         infotext: options.flag("enable_pnginfo").then_some(infotext),
         ..EncodeOptions::default()
     };
-    imaging::encode(image, &how).map_err(|error| ApiError::failure("ValueError", with_causes(&error)))
+    imaging::encode(image, &how)
+        .map_err(|error| ApiError::failure("ValueError", with_causes(&error)))
 }
 
 /// A1111's rule: only for saved jobs of more than one picture.
 fn wants_grid(prepared: &Prepared, outcome: &Outcome) -> bool {
     let (options, count) = (&prepared.options, outcome.generated.images.len());
-    let fewest = if options.flag("grid_only_if_multiple") { 2 } else { 1 };
+    let fewest = if options.flag("grid_only_if_multiple") {
+        2
+    } else {
+        1
+    };
     prepared.request.save_images && options.flag("return_grid") && count >= fewest
 }
 
@@ -75,26 +94,50 @@ fn grid_file(prepared: &Prepared, outcome: &Outcome) -> Result<Encoded, ApiError
         _ if options.flag("grid_prevent_empty_spots") => GridShape::Full,
         _ => GridShape::Square,
     };
-    let pictures: Vec<RgbImage> = outcome.generated.images.iter().map(|image| image.image.clone()).collect();
+    let pictures: Vec<RgbImage> = outcome
+        .generated
+        .images
+        .iter()
+        .map(|image| image.image.clone())
+        .collect();
     let grid = imaging::grid(&pictures, shape, Rgb([255; 3]))
         .map_err(|error| ApiError::failure("ValueError", with_causes(&error)))?;
-    let infotext = outcome.generated.images.first().map(|image| image.infotext.as_str()).unwrap_or_default();
+    let infotext = outcome
+        .generated
+        .images
+        .first()
+        .map(|image| image.infotext.as_str())
+        .unwrap_or_default();
     let format = options.text("grid_format").parse().unwrap_or_default();
     encode(options, format, &grid, infotext)
 }
 
-fn save_all(prepared: &Prepared, outcome: &Outcome, files: &[Encoded], data_dir: &Path) -> Result<(), ApiError> {
+fn save_all(
+    prepared: &Prepared,
+    outcome: &Outcome,
+    files: &[Encoded],
+    data_dir: &Path,
+) -> Result<(), ApiError> {
     let options = &prepared.options;
     let batch_size = prepared.job.request.batch_size;
     // The batch that an interrupt cut short is not kept, unless asked for.
-    let complete = if options.flag("save_incomplete_images") { files.len() } else { outcome.finished_batches * batch_size };
+    let complete = if options.flag("save_incomplete_images") {
+        files.len()
+    } else {
+        outcome.finished_batches * batch_size
+    };
     let by_date = options.flag("save_to_dirs");
     let pattern = match (options.text("samples_filename_pattern"), by_date) {
         ("", true) => "[seed]",
         ("", false) => "[seed]-[prompt_spaces]",
         (pattern, _) => pattern,
     };
-    for (index, (file, image)) in files.iter().zip(&outcome.generated.images).take(complete).enumerate() {
+    for (index, (file, image)) in files
+        .iter()
+        .zip(&outcome.generated.images)
+        .take(complete)
+        .enumerate()
+    {
         let cfg_scale = python_float(prepared.request.cfg_scale);
         let context = name_context(prepared, outcome, image, index, &cfg_scale);
         save_file(&SaveRequest {
@@ -112,7 +155,10 @@ fn save_all(prepared: &Prepared, outcome: &Outcome, files: &[Encoded], data_dir:
 }
 
 fn save_grid(options: &Options, grid: &Encoded, data_dir: &Path) -> Result<(), ApiError> {
-    let context = NameContext { time: chrono::Local::now().fixed_offset(), ..NameContext::default() };
+    let context = NameContext {
+        time: chrono::Local::now().fixed_offset(),
+        ..NameContext::default()
+    };
     save_file(&SaveRequest {
         root: &data_dir.join(options.text("outdir_txt2img_grids")),
         subdirectory: &directory(options, options.flag("grid_save_to_dirs"), &context),
@@ -126,11 +172,17 @@ fn save_grid(options: &Options, grid: &Encoded, data_dir: &Path) -> Result<(), A
 }
 
 fn save_file(request: &SaveRequest<'_>) -> Result<(), ApiError> {
-    imaging::save(request).map(drop).map_err(|error| ApiError::failure("OSError", with_causes(&error)))
+    imaging::save(request)
+        .map(drop)
+        .map_err(|error| ApiError::failure("OSError", with_causes(&error)))
 }
 
 fn directory(options: &Options, by_date: bool, context: &NameContext<'_>) -> String {
-    if by_date { apply_pattern(options.text("directories_filename_pattern"), context) } else { String::new() }
+    if by_date {
+        apply_pattern(options.text("directories_filename_pattern"), context)
+    } else {
+        String::new()
+    }
 }
 
 fn name_context<'a>(
@@ -168,7 +220,12 @@ fn name_context<'a>(
 }
 
 /// The `info` object, exactly A1111 1.10's keys in its order.
-fn info(prepared: &Prepared, outcome: &Outcome, infotexts: &[&str], index_of_first_image: usize) -> Value {
+fn info(
+    prepared: &Prepared,
+    outcome: &Outcome,
+    infotexts: &[&str],
+    index_of_first_image: usize,
+) -> Value {
     let (request, wire, job) = (&prepared.request, &prepared.wire, &prepared.job.request);
     let count = job.batch_size * job.batch_count;
     let generated = &outcome.generated;
@@ -177,7 +234,10 @@ fn info(prepared: &Prepared, outcome: &Outcome, infotexts: &[&str], index_of_fir
     put("prompt", json!(job.prompt));
     put("all_prompts", json!(vec![&job.prompt; count]));
     put("negative_prompt", json!(job.negative_prompt));
-    put("all_negative_prompts", json!(vec![&job.negative_prompt; count]));
+    put(
+        "all_negative_prompts",
+        json!(vec![&job.negative_prompt; count]),
+    );
     put("seed", json!(job.seed));
     put("all_seeds", json!(generated.seeds));
     put("subseed", json!(job.subseed));
@@ -195,8 +255,14 @@ fn info(prepared: &Prepared, outcome: &Outcome, infotexts: &[&str], index_of_fir
     put("sd_model_hash", json!(outcome.model.shorthash()));
     put("sd_vae_name", json!(outcome.model.vae_name));
     put("sd_vae_hash", json!(outcome.model.vae_hash));
-    put("seed_resize_from_w", wire.get("seed_resize_from_w").cloned().unwrap_or_default());
-    put("seed_resize_from_h", wire.get("seed_resize_from_h").cloned().unwrap_or_default());
+    put(
+        "seed_resize_from_w",
+        wire.get("seed_resize_from_w").cloned().unwrap_or_default(),
+    );
+    put(
+        "seed_resize_from_h",
+        wire.get("seed_resize_from_h").cloned().unwrap_or_default(),
+    );
     put("denoising_strength", json!(request.denoising_strength));
     put("extra_generation_params", json!(generated.extra_params));
     put("index_of_first_image", json!(index_of_first_image));

@@ -20,13 +20,23 @@ use crate::imaging::{self, EncodeOptions, Format};
 ///
 /// # Errors
 /// A `skip_current_image` that is no boolean.
-pub async fn progress(State(app): State<Arc<App>>, RawQuery(query): RawQuery) -> Result<Json<Value>, ApiError> {
+pub async fn progress(
+    State(app): State<Arc<App>>,
+    RawQuery(query): RawQuery,
+) -> Result<Json<Value>, ApiError> {
     let skip_image = skip_current_image(query.as_deref().unwrap_or_default())?;
     let status = app.engine.status();
     let mut current_image = Value::Null;
     if !skip_image && status.running.is_some() {
-        let format = app.options.snapshot().text("samples_format").parse().unwrap_or_default();
-        current_image = encode_preview(&app, format).await?.map_or(Value::Null, |(base64, _)| Value::String(base64));
+        let format = app
+            .options
+            .snapshot()
+            .text("samples_format")
+            .parse()
+            .unwrap_or_default();
+        current_image = encode_preview(&app, format)
+            .await?
+            .map_or(Value::Null, |(base64, _)| Value::String(base64));
     }
     Ok(Json(json!({
         "progress": status.fraction(),
@@ -53,26 +63,50 @@ pub async fn skip(State(app): State<Arc<App>>) -> Json<Value> {
 ///
 /// # Errors
 /// A field of a wrong type, or no `id_task`.
-pub async fn task_progress(State(app): State<Arc<App>>, Body(body): Body) -> Result<Json<Value>, ApiError> {
+pub async fn task_progress(
+    State(app): State<Arc<App>>,
+    Body(body): Body,
+) -> Result<Json<Value>, ApiError> {
     let model = fields::read(&body, TASK_PROGRESS)?;
     let Some(id) = text(&model, "id_task") else {
-        return Err(vec![super::error::Problem::field("id_task", "field required", "value_error.missing")].into());
+        return Err(vec![super::error::Problem::field(
+            "id_task",
+            "field required",
+            "value_error.missing",
+        )]
+        .into());
     };
     let status = app.engine.status();
     let pending = app.engine.pending();
-    let active = status.running.as_ref().is_some_and(|running| running.id == id);
+    let active = status
+        .running
+        .as_ref()
+        .is_some_and(|running| running.id == id);
     let position = pending.iter().position(|waiting| waiting == id);
     let completed = status.finished.iter().any(|finished| finished == id);
     let textinfo = match position {
         Some(position) => format!("In queue: {}/{}", position + 1, pending.len()),
         None => "Waiting...".to_string(),
     };
-    let seen = model.get("id_live_preview").and_then(Value::as_i64).unwrap_or(-1);
+    let seen = model
+        .get("id_live_preview")
+        .and_then(Value::as_i64)
+        .unwrap_or(-1);
     let mut live_preview = Value::Null;
     let mut id_live_preview = -1;
-    if active && model.get("live_preview").and_then(Value::as_bool).unwrap_or(true) {
+    if active
+        && model
+            .get("live_preview")
+            .and_then(Value::as_bool)
+            .unwrap_or(true)
+    {
         id_live_preview = seen;
-        let format: Format = app.options.snapshot().text("live_previews_image_format").parse().unwrap_or_default();
+        let format: Format = app
+            .options
+            .snapshot()
+            .text("live_previews_image_format")
+            .parse()
+            .unwrap_or_default();
         if let Some((base64, number)) = encode_preview(&app, format).await?
             && number != seen
         {
@@ -104,10 +138,17 @@ fn state(status: &Status) -> Value {
     let batches = status.progress.batches;
     let job = match running {
         None => String::new(),
-        Some(_) if batches > 1 => format!("Batch {} out of {batches}", (status.progress.batch + 1).min(batches)),
+        Some(_) if batches > 1 => format!(
+            "Batch {} out of {batches}",
+            (status.progress.batch + 1).min(batches)
+        ),
         Some(running) => format!("scripts_{}", running.kind),
     };
-    let timestamp = if status.job_timestamp.is_empty() { "0" } else { &status.job_timestamp };
+    let timestamp = if status.job_timestamp.is_empty() {
+        "0"
+    } else {
+        &status.job_timestamp
+    };
     json!({
         "skipped": status.skipped,
         "interrupted": status.interrupted,
@@ -123,10 +164,18 @@ fn state(status: &Status) -> Value {
 
 /// The latest preview as base64, with its number.
 async fn encode_preview(app: &Arc<App>, format: Format) -> Result<Option<(String, i64)>, ApiError> {
-    let Some(Preview { id, image }) = app.engine.preview() else { return Ok(None) };
+    let Some(Preview { id, image }) = app.engine.preview() else {
+        return Ok(None);
+    };
     let encode = move || {
-        let encoded = imaging::encode(&*image, &EncodeOptions { format, ..EncodeOptions::default() })
-            .map_err(|error| ApiError::failure("ValueError", with_causes(&error)))?;
+        let encoded = imaging::encode(
+            &*image,
+            &EncodeOptions {
+                format,
+                ..EncodeOptions::default()
+            },
+        )
+        .map_err(|error| ApiError::failure("ValueError", with_causes(&error)))?;
         Ok(Some((STANDARD.encode(encoded.bytes), id as i64)))
     };
     blocking(encode).await
@@ -134,8 +183,12 @@ async fn encode_preview(app: &Arc<App>, format: Format) -> Result<Option<(String
 
 /// Unknown query names are ignored; of a repeated one the last counts.
 fn skip_current_image(query: &str) -> Result<bool, ApiError> {
-    let values = query.split('&').filter_map(|pair| pair.strip_prefix("skip_current_image="));
-    let Some(value) = values.last() else { return Ok(false) };
+    let mut values = query
+        .split('&')
+        .filter_map(|pair| pair.strip_prefix("skip_current_image="));
+    let Some(value) = values.next_back() else {
+        return Ok(false);
+    };
     match fields::coerce("skip_current_image", fields::Kind::Bool, Value::from(value)) {
         Ok(flag) => Ok(flag == Value::Bool(true)),
         Err(mut problems) => {

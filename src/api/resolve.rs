@@ -10,8 +10,8 @@ use super::options::{self, Options};
 use super::types::Txt2Img;
 use super::{styles, vocabulary};
 use crate::config::VERSION_TEXT;
+use crate::engine::checkpoint::{Selection, VaeChoice};
 use crate::engine::limits::{Numbers, check, resolve_seed};
-use crate::engine::models::{Selection, VaeChoice};
 use crate::engine::{self, Job};
 use crate::imaging::Format;
 use crate::pipeline::GenerateRequest;
@@ -43,16 +43,37 @@ pub fn prepare(app: &App, wire: Map<String, Value>) -> Result<Prepared, ApiError
     refuse_unsupported(&request)?;
     refuse_scripts(&request)?;
     let options = options_in_force(app, &request)?;
-    let format: Format =
-        options.text("samples_format").parse().map_err(|error: crate::imaging::Error| ApiError::bad_request(error.to_string()))?;
+    let format: Format = options
+        .text("samples_format")
+        .parse()
+        .map_err(|error: crate::imaging::Error| ApiError::bad_request(error.to_string()))?;
     let (prompt, negative_prompt) = styled(app, &request);
     let generate = build_request(&request, prompt, negative_prompt, &options)?;
     let model = select(app, &options)?;
-    let preview_every =
-        if options.flag("live_previews_enable") { options.int("show_progress_every_n_steps").max(0) as usize } else { 0 };
-    let id = request.force_task_id.clone().filter(|id| !id.is_empty()).unwrap_or_else(|| task_id("txt2img"));
-    let job = Job { id, kind: "txt2img", model, request: generate, preview_every };
-    Ok(Prepared { wire, request, options, format, job })
+    let preview_every = if options.flag("live_previews_enable") {
+        options.int("show_progress_every_n_steps").max(0) as usize
+    } else {
+        0
+    };
+    let id = request
+        .force_task_id
+        .clone()
+        .filter(|id| !id.is_empty())
+        .unwrap_or_else(|| task_id("txt2img"));
+    let job = Job {
+        id,
+        kind: "txt2img",
+        model,
+        request: generate,
+        preview_every,
+    };
+    Ok(Prepared {
+        wire,
+        request,
+        options,
+        format,
+        job,
+    })
 }
 
 /// The checkpoint and VAE that the options name. Blocks while a file is hashed.
@@ -83,7 +104,9 @@ pub fn select(app: &App, options: &Options) -> Result<Selection, engine::Error> 
 #[must_use]
 pub fn task_id(kind: &str) -> String {
     const LETTERS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789";
-    let random: String = (0..7).map(|_| char::from(LETTERS[rand::random_range(0..LETTERS.len())])).collect();
+    let random: String = (0..7)
+        .map(|_| char::from(LETTERS[rand::random_range(0..LETTERS.len())]))
+        .collect();
     format!("task({kind}-{random})")
 }
 
@@ -102,17 +125,29 @@ fn check_numbers(app: &App, request: &Txt2Img) -> Result<(), ApiError> {
         negative_prompt: &request.negative_prompt,
     };
     let found = check(&numbers, &app.config.limits);
-    let problems: Vec<Problem> = found.into_iter().map(|v| Problem::limit(v.field, v.message)).collect();
-    if problems.is_empty() { Ok(()) } else { Err(problems.into()) }
+    let problems: Vec<Problem> = found
+        .into_iter()
+        .map(|v| Problem::limit(v.field, v.message))
+        .collect();
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(problems.into())
+    }
 }
 
 fn refuse_unsupported(request: &Txt2Img) -> Result<(), ApiError> {
-    let set = |text: &Option<String>| text.as_deref().is_some_and(|text| !matches!(text, "" | "None"));
+    let set = |text: &Option<String>| {
+        text.as_deref()
+            .is_some_and(|text| !matches!(text, "" | "None"))
+    };
     if request.enable_hr || request.firstphase_width != 0 || request.firstphase_height != 0 {
         return Err(ApiError::not_supported("hires fix (`enable_hr`)"));
     }
     if set(&request.refiner_checkpoint) {
-        return Err(ApiError::not_supported("the refiner (`refiner_checkpoint`)"));
+        return Err(ApiError::not_supported(
+            "the refiner (`refiner_checkpoint`)",
+        ));
     }
     if set(&request.infotext) {
         return Err(ApiError::not_supported("`infotext` in a request"));
@@ -122,9 +157,17 @@ fn refuse_unsupported(request: &Txt2Img) -> Result<(), ApiError> {
 
 /// A1111 answers 422 to unknown scripts. Entries whose every argument is off are harmless, and clients send them.
 fn refuse_scripts(request: &Txt2Img) -> Result<(), ApiError> {
-    let unknown =
-        |name: &str| ApiError::Http(axum::http::StatusCode::UNPROCESSABLE_ENTITY, format!("Script '{name}' not found"));
-    if let Some(name) = request.script_name.as_deref().filter(|name| !matches!(*name, "" | "None")) {
+    let unknown = |name: &str| {
+        ApiError::Http(
+            axum::http::StatusCode::UNPROCESSABLE_ENTITY,
+            format!("Script '{name}' not found"),
+        )
+    };
+    if let Some(name) = request
+        .script_name
+        .as_deref()
+        .filter(|name| !matches!(*name, "" | "None"))
+    {
         return Err(unknown(name));
     }
     let is_off = |script: &Value| match script.get("args") {
@@ -133,7 +176,11 @@ fn refuse_scripts(request: &Txt2Img) -> Result<(), ApiError> {
         Some(Value::Object(items)) => items.values().all(is_falsy),
         Some(_) => false,
     };
-    match request.alwayson_scripts.iter().find(|(_, script)| !is_off(script)) {
+    match request
+        .alwayson_scripts
+        .iter()
+        .find(|(_, script)| !is_off(script))
+    {
         Some((name, _)) => Err(unknown(name)),
         None => Ok(()),
     }
@@ -153,14 +200,21 @@ fn is_falsy(value: &Value) -> bool {
 /// The stored options with the request's overrides; the overrides stay in memory if the request says so.
 fn options_in_force(app: &App, request: &Txt2Img) -> Result<Options, ApiError> {
     let mut in_force = app.options.snapshot();
-    let Some(sent) = request.override_settings.clone() else { return Ok(in_force) };
+    let Some(sent) = request.override_settings.clone() else {
+        return Ok(in_force);
+    };
     let mut overrides = options::check(sent)?;
     if let Some(name) = overrides.get("sd_model_checkpoint").and_then(Value::as_str) {
         match app.engine.catalog().find(name) {
-            Ok(checkpoint) => drop(overrides.insert("sd_model_checkpoint".into(), checkpoint.title().into())),
+            Ok(checkpoint) => {
+                drop(overrides.insert("sd_model_checkpoint".into(), checkpoint.title().into()));
+            }
             Err(engine::Error::CheckpointNotFound { name, .. }) => {
                 // A1111's contract: the override is dropped and the request goes on with the current model.
-                tracing::warn!(checkpoint = name, "override of `sd_model_checkpoint` names no checkpoint and is dropped");
+                tracing::warn!(
+                    checkpoint = name,
+                    "override of `sd_model_checkpoint` names no checkpoint and is dropped"
+                );
                 overrides.remove("sd_model_checkpoint");
             }
             Err(error) => return Err(error.into()),
@@ -180,11 +234,23 @@ fn options_in_force(app: &App, request: &Txt2Img) -> Result<Options, ApiError> {
 /// Prompts with the request's styles; unknown names are ignored, as in A1111.
 fn styled(app: &App, request: &Txt2Img) -> (String, String) {
     let wanted = request.styles.as_deref().unwrap_or_default();
-    let known = if wanted.is_empty() { Vec::new() } else { styles::load(&app.config) };
-    let chosen: Vec<_> = wanted.iter().filter_map(|name| known.iter().find(|style| style.name == *name)).collect();
-    let texts = |pick: fn(&crate::prompt::styles::Style) -> &str| chosen.iter().map(|style| pick(style)).collect::<Vec<_>>();
+    let known = if wanted.is_empty() {
+        Vec::new()
+    } else {
+        styles::load(&app.config)
+    };
+    let chosen: Vec<_> = wanted
+        .iter()
+        .filter_map(|name| known.iter().find(|style| style.name == *name))
+        .collect();
+    let texts = |pick: fn(&crate::prompt::styles::Style) -> &str| {
+        chosen.iter().map(|style| pick(style)).collect::<Vec<_>>()
+    };
     let prompt = crate::prompt::apply_styles(&request.prompt, &texts(|style| &style.prompt));
-    let negative_prompt = crate::prompt::apply_styles(&request.negative_prompt, &texts(|style| &style.negative_prompt));
+    let negative_prompt = crate::prompt::apply_styles(
+        &request.negative_prompt,
+        &texts(|style| &style.negative_prompt),
+    );
     (prompt, negative_prompt)
 }
 
@@ -194,9 +260,16 @@ fn build_request(
     negative_prompt: String,
     options: &Options,
 ) -> Result<GenerateRequest, ApiError> {
-    let wanted = request.sampler_name.as_deref().filter(|name| !name.is_empty()).unwrap_or(&request.sampler_index);
+    let wanted = request
+        .sampler_name
+        .as_deref()
+        .filter(|name| !name.is_empty())
+        .unwrap_or(&request.sampler_index);
     let (sampler, suffix) = vocabulary::find_sampler(wanted).map_err(ApiError::bad_request)?;
-    let scheduler = match (suffix, request.scheduler.as_deref().filter(|name| !name.is_empty())) {
+    let scheduler = match (
+        suffix,
+        request.scheduler.as_deref().filter(|name| !name.is_empty()),
+    ) {
         (Some(scheduler), _) => scheduler,
         (None, None) => crate::sampling::Scheduler::Automatic,
         (None, Some(name)) => vocabulary::find_scheduler(name).map_err(ApiError::bad_request)?,
@@ -208,7 +281,8 @@ fn build_request(
         seed: resolve_seed(request.seed),
         subseed: resolve_seed(request.subseed),
         subseed_strength: request.subseed_strength as f32,
-        seed_resize_from: (resize.0 > 0 && resize.1 > 0).then_some((resize.0 as usize, resize.1 as usize)),
+        seed_resize_from: (resize.0 > 0 && resize.1 > 0)
+            .then_some((resize.0 as usize, resize.1 as usize)),
         sampler,
         scheduler,
         sampler_options: vocabulary::sampler_options(request, options),
@@ -219,14 +293,18 @@ fn build_request(
         batch_size: request.batch_size as usize,
         batch_count: request.n_iter as usize,
         clip_skip: options.int("CLIP_stop_at_last_layers").clamp(1, 12) as usize,
-        noise_source: vocabulary::find_noise_source(options.text("randn_source")).map_err(ApiError::bad_request)?,
-        emphasis: vocabulary::find_emphasis(options.text("emphasis")).map_err(ApiError::bad_request)?,
+        noise_source: vocabulary::find_noise_source(options.text("randn_source"))
+            .map_err(ApiError::bad_request)?,
+        emphasis: vocabulary::find_emphasis(options.text("emphasis"))
+            .map_err(ApiError::bad_request)?,
         tiling: request.tiling.unwrap_or_else(|| options.flag("tiling")),
         keep_latents: false,
         infotext: InfotextOptions {
             model_hash: options.flag("add_model_hash_to_info"),
             model_name: options.flag("add_model_name_to_info"),
-            version: options.flag("add_version_to_infotext").then(|| VERSION_TEXT.to_string()),
+            version: options
+                .flag("add_version_to_infotext")
+                .then(|| VERSION_TEXT.to_string()),
             cfg_scale_as_int: false,
         },
     })

@@ -37,11 +37,17 @@ pub enum BindError {
 /// # Errors
 /// [`BindError`] with the address.
 pub async fn bind(host: &str, port: u16) -> Result<TcpListener, BindError> {
-    let address = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
-    TcpListener::bind(&address).await.map_err(|source| match source.kind() {
-        std::io::ErrorKind::AddrInUse => BindError::InUse(address),
-        _ => BindError::Other { address, source },
-    })
+    let address = if host.contains(':') {
+        format!("[{host}]:{port}")
+    } else {
+        format!("{host}:{port}")
+    };
+    TcpListener::bind(&address)
+        .await
+        .map_err(|source| match source.kind() {
+            std::io::ErrorKind::AddrInUse => BindError::InUse(address),
+            _ => BindError::Other { address, source },
+        })
 }
 
 /// Serves until `app.shutdown` is cancelled, then ends gracefully.
@@ -55,7 +61,8 @@ pub async fn run(listener: TcpListener, app: Arc<App>) -> std::io::Result<()> {
         tokio::spawn(load_at_start(app.clone()));
     }
     let stopping = app.shutdown.clone();
-    let server = axum::serve(listener, router(&app)).with_graceful_shutdown(stopping.cancelled_owned());
+    let server =
+        axum::serve(listener, router(&app)).with_graceful_shutdown(stopping.cancelled_owned());
     let mut server = tokio::spawn(server.into_future());
     tokio::select! {
         ended = &mut server => return ended?,
@@ -66,9 +73,10 @@ pub async fn run(listener: TcpListener, app: Arc<App>) -> std::io::Result<()> {
     // Files of jobs whose clients have left are written before the process goes.
     app.tasks.close();
     app.tasks.wait().await;
-    match tokio::time::timeout(LAST_ANSWERS, server).await {
-        Ok(ended) => ended??,
-        Err(_) => tracing::warn!("a client did not read its answer in time"),
+    if let Ok(ended) = tokio::time::timeout(LAST_ANSWERS, server).await {
+        ended??;
+    } else {
+        tracing::warn!("a client did not read its answer in time");
     }
     tracing::info!("stopped");
     Ok(())
@@ -78,6 +86,9 @@ async fn load_at_start(app: Arc<App>) {
     // `/readyz` shows the reason too; another checkpoint can still be chosen.
     if let Err(error) = app.load(app.options.snapshot()).await {
         let error = with_causes(&error);
-        tracing::error!(error, "started without a checkpoint; choose another with POST /sdapi/v1/options");
+        tracing::error!(
+            error,
+            "started without a checkpoint; choose another with POST /sdapi/v1/options"
+        );
     }
 }

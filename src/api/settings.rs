@@ -25,14 +25,24 @@ pub async fn get_options(State(app): State<Arc<App>>) -> Json<Value> {
 ///
 /// # Errors
 /// 422 for a wrong type, 500 in A1111's form for an unknown checkpoint or if settings are frozen.
-pub async fn set_options(State(app): State<Arc<App>>, Body(body): Body) -> Result<Json<Value>, ApiError> {
+pub async fn set_options(
+    State(app): State<Arc<App>>,
+    Body(body): Body,
+) -> Result<Json<Value>, ApiError> {
     if app.config.server.freeze_settings {
-        return Err(ApiError::failure("AssertionError", "changing settings is disabled (`--freeze-settings`)"));
+        return Err(ApiError::failure(
+            "AssertionError",
+            "changing settings is disabled (`--freeze-settings`)",
+        ));
     }
     let mut changes = options::check(fields::parse_object(&body)?)?;
     let current = with_title(&app, app.options.snapshot());
     if let Some(Value::String(name)) = changes.get("sd_model_checkpoint") {
-        let checkpoint = app.engine.catalog().find(name).map_err(|error| model_not_found(name, error))?;
+        let checkpoint = app
+            .engine
+            .catalog()
+            .find(name)
+            .map_err(|error| model_not_found(name, error))?;
         changes.insert("sd_model_checkpoint".into(), checkpoint.title().into());
     }
     changes.retain(|key, value| current.as_map().get(key) != Some(value));
@@ -64,7 +74,11 @@ pub async fn reload_checkpoint(State(app): State<Arc<App>>) -> Result<Json<Value
 }
 
 /// Loads what the options would name with `changes`, and adds the title and hash it turned out to have.
-async fn load(app: &Arc<App>, current: &Options, changes: &mut Map<String, Value>) -> Result<(), ApiError> {
+async fn load(
+    app: &Arc<App>,
+    current: &Options,
+    changes: &mut Map<String, Value>,
+) -> Result<(), ApiError> {
     let mut wanted = current.clone();
     for (key, value) in changes.iter() {
         wanted.set(key, value.clone());
@@ -82,10 +96,15 @@ fn with_title(app: &App, mut options: Options) -> Options {
     let catalog = app.engine.catalog();
     let checkpoint = match options.text("sd_model_checkpoint") {
         "" => catalog.default_checkpoint(),
-        name => catalog.find(name).unwrap_or_else(|_| catalog.default_checkpoint()),
+        name => catalog
+            .find(name)
+            .unwrap_or_else(|_| catalog.default_checkpoint()),
     };
     options.set("sd_model_checkpoint", checkpoint.title().into());
-    options.set("sd_checkpoint_hash", checkpoint.sha256.unwrap_or_default().into());
+    options.set(
+        "sd_checkpoint_hash",
+        checkpoint.sha256.unwrap_or_default().into(),
+    );
     options
 }
 

@@ -17,10 +17,16 @@ use crate::prompt::styles::{Style, read_styles};
 #[must_use]
 pub fn load(config: &Config) -> Vec<Style> {
     let default = vec![config.data_dir.join("styles.csv")];
-    let files: &[PathBuf] = if config.paths.styles_files.is_empty() { &default } else { &config.paths.styles_files };
+    let files: &[PathBuf] = if config.paths.styles_files.is_empty() {
+        &default
+    } else {
+        &config.paths.styles_files
+    };
     let mut styles = Vec::new();
     for path in files {
-        let Ok(text) = std::fs::read(path) else { continue };
+        let Ok(text) = std::fs::read(path) else {
+            continue;
+        };
         match read_styles(&String::from_utf8_lossy(&text)) {
             Ok(found) => styles.extend(found),
             Err(error) => tracing::warn!(path = %path.display(), %error, "styles not read"),
@@ -33,7 +39,9 @@ pub fn load(config: &Config) -> Vec<Style> {
 ///
 /// # Errors
 /// None of its own.
-pub async fn prompt_styles(State(app): State<Arc<App>>) -> Result<Json<Value>, super::error::ApiError> {
+pub async fn prompt_styles(
+    State(app): State<Arc<App>>,
+) -> Result<Json<Value>, super::error::ApiError> {
     let styles = blocking(move || Ok(load(&app.config))).await?;
     let row = |style: &Style| json!({ "name": style.name, "prompt": style.prompt, "negative_prompt": style.negative_prompt });
     Ok(Json(styles.iter().map(row).collect()))

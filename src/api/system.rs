@@ -31,7 +31,11 @@ pub async fn healthz() -> Json<Value> {
 
 /// `GET /readyz`: 200 once a picture could be made, else 503 with the reason.
 pub async fn readyz(State(app): State<Arc<App>>) -> Response {
-    let readiness = app.readiness.read().unwrap_or_else(PoisonError::into_inner).clone();
+    let readiness = app
+        .readiness
+        .read()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone();
     let is_loaded = app.engine.status().loaded.is_some();
     let reason = match readiness {
         _ if app.shutdown.is_cancelled() => "shutting down".to_string(),
@@ -41,24 +45,54 @@ pub async fn readyz(State(app): State<Arc<App>>) -> Response {
             return Json(json!({ "status": "ready" })).into_response();
         }
     };
-    (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "status": "not ready", "reason": reason }))).into_response()
+    (
+        StatusCode::SERVICE_UNAVAILABLE,
+        Json(json!({ "status": "not ready", "reason": reason })),
+    )
+        .into_response()
 }
 
 /// `GET /sdapi/v1/cmd-flags`: every flag by destination name; secrets hidden, directories absolute.
 pub async fn cmd_flags(State(app): State<Arc<App>>) -> Json<Value> {
     let config = &app.config;
     let mut flags: Map<String, Value> = a1111::flag_names()
-        .map(|(name, takes_value)| (name.replace('-', "_"), if takes_value { Value::Null } else { Value::Bool(false) }))
+        .map(|(name, takes_value)| {
+            (
+                name.replace('-', "_"),
+                if takes_value {
+                    Value::Null
+                } else {
+                    Value::Bool(false)
+                },
+            )
+        })
         .collect();
     for (name, value) in &config.a1111_flags {
         flags.insert(name.clone(), value.clone());
     }
-    for name in ["api_auth", "gradio_auth", "gradio_auth_path", "ngrok", "ngrok_options"] {
+    for name in [
+        "api_auth",
+        "gradio_auth",
+        "gradio_auth_path",
+        "ngrok",
+        "ngrok_options",
+    ] {
         let given = flags.get(name).is_some_and(|value| !value.is_null());
-        flags.insert(name.into(), if given { json!("<hidden>") } else { Value::Null });
+        flags.insert(
+            name.into(),
+            if given {
+                json!("<hidden>")
+            } else {
+                Value::Null
+            },
+        );
     }
     let models = config.models_dir();
-    let first = |dirs: &[std::path::PathBuf], default: &str| dirs.first().cloned().unwrap_or_else(|| models.join(default));
+    let first = |dirs: &[std::path::PathBuf], default: &str| {
+        dirs.first()
+            .cloned()
+            .unwrap_or_else(|| models.join(default))
+    };
     let settings = [
         ("api", json!(true)),
         ("port", json!(config.server.port)),
@@ -69,14 +103,38 @@ pub async fn cmd_flags(State(app): State<Arc<App>>) -> Json<Value> {
         ("data_dir", json!(config.data_dir)),
         ("models_dir", json!(models)),
         ("ckpt", json!(config.model.checkpoint)),
-        ("ckpt_dir", json!(first(&config.paths.checkpoint_dirs, "Stable-diffusion"))),
+        (
+            "ckpt_dir",
+            json!(first(&config.paths.checkpoint_dirs, "Stable-diffusion")),
+        ),
         ("vae_dir", json!(first(&config.paths.vae_dirs, "VAE"))),
         ("vae_path", json!(config.model.vae)),
         ("lora_dir", json!(first(&config.paths.lora_dirs, "Lora"))),
-        ("esrgan_models_path", json!(first(&config.paths.esrgan_dirs, "ESRGAN"))),
+        (
+            "esrgan_models_path",
+            json!(first(&config.paths.esrgan_dirs, "ESRGAN")),
+        ),
         ("realesrgan_models_path", json!(models.join("RealESRGAN"))),
-        ("controlnet_dir", json!(config.paths.controlnet_dir.clone().unwrap_or_else(|| models.join("ControlNet")))),
-        ("embeddings_dir", json!(config.paths.embeddings_dir.clone().unwrap_or_else(|| config.data_dir.join("embeddings")))),
+        (
+            "controlnet_dir",
+            json!(
+                config
+                    .paths
+                    .controlnet_dir
+                    .clone()
+                    .unwrap_or_else(|| models.join("ControlNet"))
+            ),
+        ),
+        (
+            "embeddings_dir",
+            json!(
+                config
+                    .paths
+                    .embeddings_dir
+                    .clone()
+                    .unwrap_or_else(|| config.data_dir.join("embeddings"))
+            ),
+        ),
         ("ui_settings_file", json!(config.settings_file())),
         ("no_hashing", json!(!config.model.hashing)),
     ];
@@ -84,7 +142,11 @@ pub async fn cmd_flags(State(app): State<Arc<App>>) -> Json<Value> {
         flags.insert(name.into(), value);
     }
     let styles = &config.paths.styles_files;
-    let styles = if styles.is_empty() { vec![config.data_dir.join("styles.csv")] } else { styles.clone() };
+    let styles = if styles.is_empty() {
+        vec![config.data_dir.join("styles.csv")]
+    } else {
+        styles.clone()
+    };
     flags.insert("styles_file".into(), json!(styles));
     Json(Value::Object(flags))
 }
@@ -92,16 +154,31 @@ pub async fn cmd_flags(State(app): State<Arc<App>>) -> Json<Value> {
 /// `GET /sdapi/v1/memory`.
 pub async fn memory() -> Json<Value> {
     let unavailable = || json!({ "error": "unavailable" });
-    let ram = ram().map_or_else(unavailable, |(total, used)| json!({ "free": total - used, "used": used, "total": total }));
+    let ram = ram().map_or_else(
+        unavailable,
+        |(total, used)| json!({ "free": total - used, "used": used, "total": total }),
+    );
     Json(json!({ "ram": ram, "cuda": unavailable() }))
 }
 
 /// Total memory of the machine and resident memory of this process, bytes.
 fn ram() -> Option<(f64, f64)> {
     let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let total_kib: f64 = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?.split_whitespace().next()?.parse().ok()?;
+    let total_kib: f64 = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))?
+        .split_whitespace()
+        .next()?
+        .parse()
+        .ok()?;
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let used_kib: f64 = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.split_whitespace().next()?.parse().ok()?;
+    let used_kib: f64 = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?
+        .split_whitespace()
+        .next()?
+        .parse()
+        .ok()?;
     Some((total_kib * 1024.0, used_kib * 1024.0))
 }
 

@@ -70,8 +70,14 @@ pub const TXT2IMG: &[Field] = &[
 
 /// The fields of [`TXT2IMG`] that act.
 #[derive(Debug, Clone, Deserialize)]
-#[expect(clippy::struct_excessive_bools, reason = "the shape of A1111's request")]
-#[expect(missing_docs, reason = "the field names are A1111's and documented by its API")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "the shape of A1111's request"
+)]
+#[expect(
+    missing_docs,
+    reason = "the field names are A1111's and documented by its API"
+)]
 pub struct Txt2Img {
     pub prompt: String,
     pub negative_prompt: String,

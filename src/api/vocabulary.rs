@@ -17,7 +17,8 @@ use crate::sampling::{Sampler, SamplerOptions, Scheduler, UniPcSkip, UniPcVarian
 /// # Errors
 /// A sentence with every valid name.
 pub fn find_sampler(name: &str) -> Result<(Sampler, Option<Scheduler>), String> {
-    Sampler::find_with_scheduler(name.trim()).ok_or_else(|| unknown("sampler", name, Sampler::all().map(Sampler::label)))
+    Sampler::find_with_scheduler(name.trim())
+        .ok_or_else(|| unknown("sampler", name, Sampler::all().map(Sampler::label)))
 }
 
 /// Finds a scheduler by name, label or alias in any letter case.
@@ -25,7 +26,8 @@ pub fn find_sampler(name: &str) -> Result<(Sampler, Option<Scheduler>), String> 
 /// # Errors
 /// A sentence with every valid name.
 pub fn find_scheduler(name: &str) -> Result<Scheduler, String> {
-    Scheduler::find(name.trim()).ok_or_else(|| unknown("scheduler", name, Scheduler::all().map(Scheduler::label)))
+    Scheduler::find(name.trim())
+        .ok_or_else(|| unknown("scheduler", name, Scheduler::all().map(Scheduler::label)))
 }
 
 /// The option `randn_source`.
@@ -33,7 +35,13 @@ pub fn find_scheduler(name: &str) -> Result<Scheduler, String> {
 /// # Errors
 /// A sentence with every valid name.
 pub fn find_noise_source(name: &str) -> Result<NoiseSource, String> {
-    name.parse().map_err(|_| unknown("noise source", name, NoiseSource::ALL.into_iter().map(NoiseSource::label)))
+    name.parse().map_err(|_| {
+        unknown(
+            "noise source",
+            name,
+            NoiseSource::ALL.into_iter().map(NoiseSource::label),
+        )
+    })
 }
 
 /// The option `emphasis`.
@@ -41,10 +49,16 @@ pub fn find_noise_source(name: &str) -> Result<NoiseSource, String> {
 /// # Errors
 /// A sentence with every valid name.
 pub fn find_emphasis(name: &str) -> Result<Emphasis, String> {
-    name.parse().map_err(|_| unknown("emphasis", name, Emphasis::ALL.into_iter().map(Emphasis::label)))
+    name.parse().map_err(|_| {
+        unknown(
+            "emphasis",
+            name,
+            Emphasis::ALL.into_iter().map(Emphasis::label),
+        )
+    })
 }
 
-/// `unknown sampler: `x`; valid: `a`, `b``.
+/// The sentence that says what is unknown and what there is.
 fn unknown(what: &str, name: &str, valid: impl Iterator<Item = &'static str>) -> String {
     let valid: Vec<String> = valid.map(|name| format!("`{name}`")).collect();
     let shown: String = name.chars().take(100).collect();
@@ -55,8 +69,11 @@ fn unknown(what: &str, name: &str, valid: impl Iterator<Item = &'static str>) ->
 #[must_use]
 pub fn samplers_json() -> Value {
     let row = |sampler: Sampler| {
-        let options: serde_json::Map<String, Value> =
-            sampler.options().into_iter().map(|(key, value)| (key.to_string(), Value::from(value))).collect();
+        let options: serde_json::Map<String, Value> = sampler
+            .options()
+            .into_iter()
+            .map(|(key, value)| (key.to_string(), Value::from(value)))
+            .collect();
         json!({ "name": sampler.label(), "aliases": sampler.info().aliases, "options": options })
     };
     Sampler::all().map(row).collect()
@@ -86,7 +103,11 @@ pub fn sampler_options(request: &Txt2Img, options: &Options) -> SamplerOptions {
     let churn = |key: &str, sent: Option<f64>, default: f32| {
         let setting = number(key);
         let is_changed = (setting - default).abs() > f32::EPSILON;
-        if is_changed { setting } else { sent.map_or(setting, |sent| sent as f32) }
+        if is_changed {
+            setting
+        } else {
+            sent.map_or(setting, |sent| sent as f32)
+        }
     };
     SamplerOptions {
         eta: request.eta.map(|eta| eta as f32),
@@ -96,7 +117,9 @@ pub fn sampler_options(request: &Txt2Img, options: &Options) -> SamplerOptions {
         s_tmin: churn("s_tmin", request.s_tmin, defaults.s_tmin),
         s_tmax: churn("s_tmax", request.s_tmax, defaults.s_tmax),
         s_noise: churn("s_noise", request.s_noise, defaults.s_noise),
-        s_min_uncond: request.s_min_uncond.map_or_else(|| number("s_min_uncond"), |sent| sent as f32),
+        s_min_uncond: request
+            .s_min_uncond
+            .map_or_else(|| number("s_min_uncond"), |sent| sent as f32),
         s_min_uncond_all: options.flag("s_min_uncond_all"),
         skip_early_cond: number("skip_early_cond"),
         sigma_min: number("sigma_min"),
@@ -119,9 +142,17 @@ pub fn sampler_options(request: &Txt2Img, options: &Options) -> SamplerOptions {
 #[must_use]
 pub fn infotext_fields(infotext: &str, back_compatible: bool) -> Value {
     let parsed = parse(infotext);
-    let is_weighted = |prompt: &str| parse_attention(prompt).iter().any(|(_, weight)| (*weight - 1.0).abs() > f32::EPSILON);
+    let is_weighted = |prompt: &str| {
+        parse_attention(prompt)
+            .iter()
+            .any(|(_, weight)| (*weight - 1.0).abs() > f32::EPSILON)
+    };
     let weighted_prompt = is_weighted(&parsed.prompt) || is_weighted(&parsed.negative_prompt);
-    serde_json::to_value(parsed.fields(Completion { weighted_prompt, back_compatible })).unwrap_or_default()
+    serde_json::to_value(parsed.fields(Completion {
+        weighted_prompt,
+        back_compatible,
+    }))
+    .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -133,16 +164,29 @@ mod tests {
         assert!(find_sampler("dpm++ 2m KARRAS").unwrap().1.is_some());
         assert!(find_sampler("k_euler_a").is_ok());
         let error = find_sampler("Eulerr").unwrap_err();
-        assert!(error.starts_with("unknown sampler: `Eulerr`; valid: `DPM++ 2M`, "), "{error}");
+        assert!(
+            error.starts_with("unknown sampler: `Eulerr`; valid: `DPM++ 2M`, "),
+            "{error}"
+        );
         assert!(find_scheduler("automatic").is_ok() && find_scheduler("KARRAS").is_ok());
-        assert_eq!(find_noise_source("x").unwrap_err(), "unknown noise source: `x`; valid: `GPU`, `CPU`, `NV`");
+        assert_eq!(
+            find_noise_source("x").unwrap_err(),
+            "unknown noise source: `x`; valid: `GPU`, `CPU`, `NV`"
+        );
     }
 
     #[test]
     fn sampler_option_values_are_text() {
         let rows = samplers_json();
         for row in rows.as_array().unwrap() {
-            assert!(row["options"].as_object().unwrap().values().all(Value::is_string), "{row}");
+            assert!(
+                row["options"]
+                    .as_object()
+                    .unwrap()
+                    .values()
+                    .all(Value::is_string),
+                "{row}"
+            );
         }
     }
 }

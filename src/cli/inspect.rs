@@ -21,10 +21,16 @@ pub struct PngInfoArgs {
 /// Exit 1 if the file cannot be read, is no picture, or carries no parameters.
 pub fn png_info(args: &PngInfoArgs) -> Result<(), Stop> {
     let shown = args.file.display();
-    let bytes = std::fs::read(&args.file).with_context(|| format!("cannot read `{shown}`")).map_err(Stop::Failed)?;
-    let metadata = imaging::read_metadata(&bytes).with_context(|| format!("`{shown}`")).map_err(Stop::Failed)?;
+    let bytes = std::fs::read(&args.file)
+        .with_context(|| format!("cannot read `{shown}`"))
+        .map_err(Stop::Failed)?;
+    let metadata = imaging::read_metadata(&bytes)
+        .with_context(|| format!("`{shown}`"))
+        .map_err(Stop::Failed)?;
     match metadata.infotext.filter(|text| !text.is_empty()) {
         Some(text) => print(&format!("{text}\n")),
-        None => Err(Stop::failed(anyhow::anyhow!("no generation parameters in `{shown}`"))),
+        None => Err(Stop::failed(anyhow::anyhow!(
+            "no generation parameters in `{shown}`"
+        ))),
     }
 }

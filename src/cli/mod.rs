@@ -17,6 +17,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::config::a1111;
 use crate::config::layers::{self, Input, Loaded, Setting};
@@ -49,6 +50,35 @@ impl Stop {
     }
 }
 
+/// Whether progress is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verbosity {
+    /// A bar on stderr, if that is a terminal.
+    Normal,
+    /// Nothing but errors.
+    Quiet,
+}
+
+impl Verbosity {
+    /// The flag `--quiet`.
+    #[must_use]
+    pub fn from_flag(quiet: bool) -> Self {
+        if quiet { Self::Quiet } else { Self::Normal }
+    }
+
+    /// A bar of this length and look. Its template must be valid.
+    #[must_use]
+    pub fn bar(self, length: Option<u64>, template: &'static str) -> ProgressBar {
+        let target = match self {
+            Self::Normal => ProgressDrawTarget::stderr(),
+            Self::Quiet => ProgressDrawTarget::hidden(),
+        };
+        let style =
+            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        ProgressBar::with_draw_target(length, target).with_style(style)
+    }
+}
+
 /// Stable Diffusion XL in one native binary.
 #[derive(Debug, Parser)]
 #[command(name = "sdgen", version, about, max_term_width = 100)]
@@ -78,9 +108,11 @@ pub enum Command {
     /// Make pictures from a prompt, here or on a server
     Prompt(Box<prompt::PromptArgs>),
     /// Serve A1111's REST API
-    #[command(after_help = "A1111's own flags are accepted as well (--listen, --ckpt-dir DIR, --api-auth USER:PASSWORD, …), \
-        also from the environment variables A1111_ARGS and COMMANDLINE_ARGS. Unknown flags are reported and ignored.")]
-    Serve(serve::ServeArgs),
+    #[command(
+        after_help = "A1111's own flags are accepted as well (--listen, --ckpt-dir DIR, --api-auth USER:PASSWORD, …), \
+        also from the environment variables A1111_ARGS and COMMANDLINE_ARGS. Unknown flags are reported and ignored."
+    )]
+    Serve(Box<serve::ServeArgs>),
     /// List, describe, hash and download checkpoints
     #[command(subcommand)]
     Models(models::ModelsCommand),
@@ -119,12 +151,16 @@ fn run(words: Vec<OsString>) -> Result<(), Stop> {
             // Help and version are answers, not errors; clap writes them where they belong.
             let is_answer = !error.use_stderr();
             let _ = error.print();
-            return if is_answer { Ok(()) } else { Err(Stop::usage_text("")) };
+            return if is_answer {
+                Ok(())
+            } else {
+                Err(Stop::usage_text(""))
+            };
         }
     };
     match cli.command {
-        Command::Prompt(args) => prompt::run(*args, &cli.common),
-        Command::Serve(args) => serve::run(args, &cli.common, theirs),
+        Command::Prompt(args) => prompt::run(&args, &cli.common),
+        Command::Serve(args) => serve::run(&args, &cli.common, theirs),
         Command::Models(command) => models::run(command, &cli.common),
         Command::PngInfo(args) => inspect::png_info(&args),
         Command::Config => {
@@ -136,15 +172,21 @@ fn run(words: Vec<OsString>) -> Result<(), Stop> {
 }
 
 fn utf8(word: OsString) -> Result<String, Stop> {
-    word.into_string()
-        .map_err(|word| Stop::usage_text(format!("argument is not valid UTF-8: `{}`", word.to_string_lossy())))
+    word.into_string().map_err(|word| {
+        Stop::usage_text(format!(
+            "argument is not valid UTF-8: `{}`",
+            word.to_string_lossy()
+        ))
+    })
 }
 
 /// Takes A1111's flags out of a `serve` command line.
 fn split_serve(words: &[String]) -> (Vec<String>, Vec<String>) {
     let command = Cli::command();
     let takes_value = |command: &clap::Command, name: &str| {
-        let arg = command.get_arguments().find(|arg| arg.get_long() == Some(name))?;
+        let arg = command
+            .get_arguments()
+            .find(|arg| arg.get_long() == Some(name))?;
         Some(arg.get_action().takes_values())
     };
     let mut index = 1;
@@ -158,7 +200,9 @@ fn split_serve(words: &[String]) -> (Vec<String>, Vec<String>) {
     if words.get(index).map(String::as_str) != Some("serve") {
         return (words.to_vec(), Vec::new());
     }
-    let serve = command.find_subcommand("serve").expect("`serve` is a variant of `Command`");
+    let serve = command
+        .find_subcommand("serve")
+        .expect("`serve` is a variant of `Command`");
     let ours = |name: &str| match name {
         "help" | "version" => Some(false),
         name => takes_value(serve, name).or_else(|| takes_value(&command, name)),
@@ -172,7 +216,11 @@ fn split_serve(words: &[String]) -> (Vec<String>, Vec<String>) {
 ///
 /// # Errors
 /// Exit 2 with every problem.
-pub fn load_config(common: &Common, flags: Vec<Setting>, words: Vec<String>) -> Result<Loaded, Stop> {
+pub fn load_config(
+    common: &Common,
+    flags: Vec<Setting>,
+    words: Vec<String>,
+) -> Result<Loaded, Stop> {
     let input = Input {
         data_dir: common.data_dir.clone(),
         config_file: common.config.clone(),
@@ -196,10 +244,13 @@ pub fn warn_all(loaded: &Loaded) {
 /// Exit 1; a closed pipe is a reader that has seen enough.
 pub fn print(text: &str) -> Result<(), Stop> {
     let mut stdout = std::io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Stop::failed(anyhow::Error::new(error).context("cannot write to stdout")))
-        }
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Stop::failed(
+            anyhow::Error::new(error).context("cannot write to stdout"),
+        )),
         _ => Ok(()),
     }
 }
@@ -216,8 +267,16 @@ mod tests {
     #[test]
     fn only_serve_lines_are_split() {
         let words = |line: &str| line.split(' ').map(String::from).collect::<Vec<_>>();
-        let (ours, theirs) = split_serve(&words("sdgen --data-dir /d serve --port 5 --xformers --vae-dir /v"));
-        assert_eq!((ours, theirs), (words("sdgen --data-dir /d serve --port 5"), words("--xformers --vae-dir /v")));
+        let (ours, theirs) = split_serve(&words(
+            "sdgen --data-dir /d serve --port 5 --xformers --vae-dir /v",
+        ));
+        assert_eq!(
+            (ours, theirs),
+            (
+                words("sdgen --data-dir /d serve --port 5"),
+                words("--xformers --vae-dir /v")
+            )
+        );
         let line = words("sdgen prompt serve --xformers");
         assert_eq!(split_serve(&line), (line, vec![]));
     }

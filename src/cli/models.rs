@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::{Common, Stop, load_config, print, pull};
+use super::{Common, Stop, Verbosity, load_config, print, pull};
+use crate::engine::checkpoint::{Checkpoint, VaeChoice};
 use crate::engine::hashes;
-use crate::engine::models::{Catalog, Checkpoint, VaeChoice};
+use crate::engine::models::Catalog;
 use crate::pipeline::CheckpointSource;
 use crate::telemetry;
 
@@ -59,7 +60,9 @@ pub fn run(command: ModelsCommand, common: &Common) -> Result<(), Stop> {
     match command {
         ModelsCommand::List => {
             let titles = Catalog::open(&config).checkpoints();
-            print(&titles.iter().fold(String::new(), |text, checkpoint| text + &checkpoint.title() + "\n"))
+            print(&titles.iter().fold(String::new(), |text, checkpoint| {
+                text + &checkpoint.title() + "\n"
+            }))
         }
         ModelsCommand::Info(args) => print(&info(&find(&Catalog::open(&config), &args.name)?)?),
         ModelsCommand::Hash(args) => {
@@ -67,8 +70,18 @@ pub fn run(command: ModelsCommand, common: &Common) -> Result<(), Stop> {
             print(&hash(&catalog, find(&catalog, &args.name)?)?)
         }
         ModelsCommand::Pull(args) => {
-            let directory = args.into.clone().or_else(|| config.checkpoint_dirs().into_iter().next()).unwrap_or_default();
-            let path = pull::pull(&args.source, &directory, args.sha256.as_deref(), args.quiet).map_err(Stop::failed)?;
+            let directory = args
+                .into
+                .clone()
+                .or_else(|| config.checkpoint_dirs().into_iter().next())
+                .unwrap_or_default();
+            let path = pull::pull(
+                &args.source,
+                &directory,
+                args.sha256.as_deref(),
+                Verbosity::from_flag(args.quiet),
+            )
+            .map_err(Stop::failed)?;
             print(&format!("{}\n", path.display()))
         }
     }
@@ -80,11 +93,19 @@ fn find(catalog: &Catalog, name: &str) -> Result<Checkpoint, Stop> {
 
 fn hash(catalog: &Catalog, checkpoint: Checkpoint) -> Result<String, Stop> {
     let CheckpointSource::File(path) = checkpoint.source.clone() else {
-        return Err(Stop::usage_text(format!("`{}` is part of the program and has no file to hash", checkpoint.name)));
+        return Err(Stop::usage_text(format!(
+            "`{}` is part of the program and has no file to hash",
+            checkpoint.name
+        )));
     };
-    let selection = catalog.select(checkpoint, &VaeChoice::Own).map_err(Stop::failed)?;
+    let selection = catalog
+        .select(checkpoint, &VaeChoice::Own)
+        .map_err(Stop::failed)?;
     let legacy = hashes::legacy(&path).map_err(Stop::failed)?;
-    Ok(format!("sha256 {}\nshort  {}\nlegacy {legacy}\n", selection.sha256, selection.identity.shorthash))
+    Ok(format!(
+        "sha256 {}\nshort  {}\nlegacy {legacy}\n",
+        selection.sha256, selection.identity.shorthash
+    ))
 }
 
 fn info(checkpoint: &Checkpoint) -> Result<String, Stop> {
@@ -92,13 +113,33 @@ fn info(checkpoint: &Checkpoint) -> Result<String, Stop> {
         ("title", checkpoint.title()),
         ("name", checkpoint.model_name()),
         ("file", checkpoint.filename()),
-        ("sha256", checkpoint.sha256.clone().unwrap_or_else(|| "not computed; see `sdgen models hash`".into())),
+        (
+            "sha256",
+            checkpoint
+                .sha256
+                .clone()
+                .unwrap_or_else(|| "not computed; see `sdgen models hash`".into()),
+        ),
     ];
     let header = checkpoint.inspect().map_err(Stop::failed)?;
     lines.push(("kind", header.kind.to_string()));
-    lines.push(("tensors", format!("{} in {} bytes", header.tensors, header.bytes)));
+    lines.push((
+        "tensors",
+        format!("{} in {} bytes", header.tensors, header.bytes),
+    ));
     lines.push(("dtypes", header.dtypes.join(" ")));
-    let known = ["modelspec.title", "modelspec.architecture", "modelspec.resolution", "modelspec.license"];
-    lines.extend(known.into_iter().filter_map(|key| Some((key, header.metadata.get(key)?.clone()))));
-    Ok(lines.iter().fold(String::new(), |text, (key, value)| text + &format!("{key}: {value}\n")))
+    let known = [
+        "modelspec.title",
+        "modelspec.architecture",
+        "modelspec.resolution",
+        "modelspec.license",
+    ];
+    lines.extend(
+        known
+            .into_iter()
+            .filter_map(|key| Some((key, header.metadata.get(key)?.clone()))),
+    );
+    Ok(lines.iter().fold(String::new(), |text, (key, value)| {
+        text + &format!("{key}: {value}\n")
+    }))
 }

@@ -34,29 +34,45 @@ impl Output {
     ///
     /// # Errors
     /// Exit 2 if path and format contradict each other or the format is unknown.
-    pub fn choose(path: Option<&Path>, format: Option<&str>, data_dir: &Path) -> Result<Self, Stop> {
+    pub fn choose(
+        path: Option<&Path>,
+        format: Option<&str>,
+        data_dir: &Path,
+    ) -> Result<Self, Stop> {
         let typed = format;
         let format: Option<Format> = format.map(str::parse).transpose().map_err(Stop::usage)?;
         let Some(path) = path else {
             let date = chrono::Local::now().format("%Y-%m-%d").to_string();
             let directory = data_dir.join("outputs/txt2img-images").join(date);
-            return Ok(Self { destination: Destination::Directory(directory), format: format.unwrap_or_default() });
+            return Ok(Self {
+                destination: Destination::Directory(directory),
+                format: format.unwrap_or_default(),
+            });
         };
-        let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+        let extension = path
+            .extension()
+            .and_then(|extension| extension.to_str())
+            .unwrap_or_default();
         let is_directory = path.is_dir() || path.as_os_str().to_string_lossy().ends_with('/');
         let named: Option<Format> = extension.parse().ok().filter(|_| !is_directory);
         match (named, format) {
             (Some(named), Some(format)) if named != format => {
                 let (path, typed) = (path.display(), typed.unwrap_or_default());
-                Err(Stop::usage_text(format!("`--output {path}` and `--format {typed}` contradict each other; leave one out")))
+                Err(Stop::usage_text(format!(
+                    "`--output {path}` and `--format {typed}` contradict each other; leave one out"
+                )))
             }
-            (Some(named), _) => Ok(Self { destination: Destination::File(path.to_path_buf()), format: named }),
-            (None, _) if !is_directory && is_other_picture(extension) => {
-                Err(Stop::usage(imaging::Error::UnknownFormatName(extension.to_string())))
-            }
-            (None, format) => {
-                Ok(Self { destination: Destination::Directory(path.to_path_buf()), format: format.unwrap_or_default() })
-            }
+            (Some(named), _) => Ok(Self {
+                destination: Destination::File(path.to_path_buf()),
+                format: named,
+            }),
+            (None, _) if !is_directory && is_other_picture(extension) => Err(Stop::usage(
+                imaging::Error::UnknownFormatName(extension.to_string()),
+            )),
+            (None, format) => Ok(Self {
+                destination: Destination::Directory(path.to_path_buf()),
+                format: format.unwrap_or_default(),
+            }),
         }
     }
 
@@ -66,7 +82,10 @@ impl Output {
     /// Exit 1 with the path and the cause.
     pub fn check_writable(&self) -> Result<(), Stop> {
         let directory = match &self.destination {
-            Destination::File(path) => path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")),
+            Destination::File(path) => path
+                .parent()
+                .filter(|parent| !parent.as_os_str().is_empty())
+                .unwrap_or(Path::new(".")),
             Destination::Directory(path) => path,
         };
         let probe = directory.join(format!(".sdgen-{}", std::process::id()));
@@ -74,7 +93,12 @@ impl Output {
         // A file left behind is hidden and empty.
         let _ = fs::remove_file(&probe);
         written
-            .with_context(|| format!("output directory is not writable: `{}`", directory.display()))
+            .with_context(|| {
+                format!(
+                    "output directory is not writable: `{}`",
+                    directory.display()
+                )
+            })
             .map_err(Stop::Failed)
     }
 
@@ -85,10 +109,19 @@ impl Output {
     pub fn write(&self, images: &[GeneratedImage]) -> Result<Vec<PathBuf>, Stop> {
         let mut files = Vec::with_capacity(images.len());
         for (index, image) in images.iter().enumerate() {
-            let options =
-                EncodeOptions { format: self.format, infotext: Some(&image.infotext), ..EncodeOptions::default() };
+            let options = EncodeOptions {
+                format: self.format,
+                infotext: Some(&image.infotext),
+                ..EncodeOptions::default()
+            };
             let encoded = imaging::encode(&image.image, &options).map_err(Stop::failed)?;
-            files.push(self.write_bytes(&encoded.bytes, encoded.format, image.seed, index, images.len())?);
+            files.push(self.write_bytes(
+                &encoded.bytes,
+                encoded.format,
+                image.seed,
+                index,
+                images.len(),
+            )?);
         }
         Ok(files)
     }
@@ -97,19 +130,38 @@ impl Output {
     ///
     /// # Errors
     /// As [`Output::write`].
-    pub fn write_bytes(&self, bytes: &[u8], format: Format, seed: u64, index: usize, of: usize) -> Result<PathBuf, Stop> {
+    pub fn write_bytes(
+        &self,
+        bytes: &[u8],
+        format: Format,
+        seed: u64,
+        index: usize,
+        of: usize,
+    ) -> Result<PathBuf, Stop> {
         let (root, stem, numbered) = match &self.destination {
             Destination::Directory(path) => (path.clone(), seed.to_string(), true),
             Destination::File(path) => {
-                let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-                let stem = if of > 1 { format!("{stem}-{}", index + 1) } else { stem };
-                let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+                let stem = path
+                    .file_stem()
+                    .map(|stem| stem.to_string_lossy().into_owned())
+                    .unwrap_or_default();
+                let stem = if of > 1 {
+                    format!("{stem}-{}", index + 1)
+                } else {
+                    stem
+                };
+                let parent = path
+                    .parent()
+                    .filter(|parent| !parent.as_os_str().is_empty())
+                    .unwrap_or(Path::new("."));
                 (parent.to_path_buf(), stem, false)
             }
         };
         // A file keeps the extension that was typed (`.jpeg`), unless the picture did not fit its format.
         let typed = match &self.destination {
-            Destination::File(path) if format == self.format => path.extension().and_then(|extension| extension.to_str()),
+            Destination::File(path) if format == self.format => {
+                path.extension().and_then(|extension| extension.to_str())
+            }
             _ => None,
         };
         let request = SaveRequest {
@@ -128,7 +180,11 @@ impl Output {
 
 /// Extensions that say "picture" and that we do not write.
 fn is_other_picture(extension: &str) -> bool {
-    ["bmp", "gif", "tif", "tiff", "avif", "jxl", "heic", "ppm", "tga"].iter().any(|other| extension.eq_ignore_ascii_case(other))
+    [
+        "bmp", "gif", "tif", "tiff", "avif", "jxl", "heic", "ppm", "tga",
+    ]
+    .iter()
+    .any(|other| extension.eq_ignore_ascii_case(other))
 }
 
 /// Writes the latents of all pictures as one tensor `latents`, f32 `[batch, 4, height/8, width/8]`.
@@ -137,7 +193,10 @@ fn is_other_picture(extension: &str) -> bool {
 /// Exit 1 if there are none or the file cannot be written.
 pub fn write_latents(path: &Path, images: &[GeneratedImage]) -> Result<(), Stop> {
     let Some(first) = images.first() else {
-        return Err(Stop::failed(anyhow!("no latents to write to `{}`: no picture was finished", path.display())));
+        return Err(Stop::failed(anyhow!(
+            "no latents to write to `{}`: no picture was finished",
+            path.display()
+        )));
     };
     let (width, height) = first.image.dimensions();
     let mut bytes = Vec::new();
@@ -151,7 +210,9 @@ pub fn write_latents(path: &Path, images: &[GeneratedImage]) -> Result<(), Stop>
         let file = safetensors::serialize([("latents", tensor)], None)?;
         Ok(fs::write(path, file)?)
     };
-    write().with_context(|| format!("cannot write latents to `{}`", path.display())).map_err(Stop::Failed)
+    write()
+        .with_context(|| format!("cannot write latents to `{}`", path.display()))
+        .map_err(Stop::Failed)
 }
 
 /// Seconds per stage, for `--json`.
@@ -171,6 +232,23 @@ pub struct Seconds {
     pub total: f64,
     /// Denoising steps per second.
     pub steps_per_s: Option<f64>,
+}
+
+/// How a report is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// The files, one a line.
+    Files,
+    /// One JSON object.
+    Json,
+}
+
+impl Form {
+    /// The flag `--json`.
+    #[must_use]
+    pub fn from_flag(json: bool) -> Self {
+        if json { Self::Json } else { Self::Files }
+    }
 }
 
 /// What a command made.
@@ -197,10 +275,18 @@ impl Report {
     ///
     /// # Errors
     /// Exit 1 if stdout cannot be written.
-    pub fn print(&self, as_json: bool) -> Result<(), Stop> {
-        let files: Vec<String> = self.files.iter().map(|path| path.display().to_string()).collect();
-        if !as_json {
-            return print(&files.iter().fold(String::new(), |text, file| text + file + "\n"));
+    pub fn print(&self, form: Form) -> Result<(), Stop> {
+        let files: Vec<String> = self
+            .files
+            .iter()
+            .map(|path| path.display().to_string())
+            .collect();
+        if form == Form::Files {
+            return print(
+                &files
+                    .iter()
+                    .fold(String::new(), |text, file| text + file + "\n"),
+            );
         }
         let s = &self.seconds;
         let report: Value = json!({
@@ -233,17 +319,35 @@ mod tests {
 
     #[test]
     fn the_extension_tells_files_from_directories() {
-        assert_eq!(choose("a/b.jpeg", None).unwrap(), (Destination::File("a/b.jpeg".into()), Format::Jpeg));
-        assert_eq!(choose("a/b", Some("webp")).unwrap(), (Destination::Directory("a/b".into()), Format::WebP));
-        assert_eq!(choose("a/b.png/", None).unwrap().0, Destination::Directory("a/b.png/".into()));
-        assert_eq!(choose("out.v2", None).unwrap().0, Destination::Directory("out.v2".into()));
+        assert_eq!(
+            choose("a/b.jpeg", None).unwrap(),
+            (Destination::File("a/b.jpeg".into()), Format::Jpeg)
+        );
+        assert_eq!(
+            choose("a/b", Some("webp")).unwrap(),
+            (Destination::Directory("a/b".into()), Format::WebP)
+        );
+        assert_eq!(
+            choose("a/b.png/", None).unwrap().0,
+            Destination::Directory("a/b.png/".into())
+        );
+        assert_eq!(
+            choose("out.v2", None).unwrap().0,
+            Destination::Directory("out.v2".into())
+        );
     }
 
     #[test]
     fn contradictions_and_unknown_formats_are_named() {
         let error = choose("a.png", Some("jpeg")).unwrap_err();
-        assert_eq!(error, "`--output a.png` and `--format jpeg` contradict each other; leave one out");
-        assert_eq!(choose("a.gif", None).unwrap_err(), "unknown picture format: `gif`; use `png`, `jpg` or `webp`");
+        assert_eq!(
+            error,
+            "`--output a.png` and `--format jpeg` contradict each other; leave one out"
+        );
+        assert_eq!(
+            choose("a.gif", None).unwrap_err(),
+            "unknown picture format: `gif`; use `png`, `jpg` or `webp`"
+        );
         assert!(choose("a", Some("tga")).is_err());
     }
 }

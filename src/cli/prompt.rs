@@ -7,17 +7,18 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::ProgressBar;
 
-use super::output::{Output, Report, Seconds, write_latents};
+use super::output::{Form, Output, Report, Seconds, write_latents};
 use super::serve::start_engine;
-use super::{Common, Stop, load_config, remote, warn_all};
+use super::{Common, Stop, Verbosity, load_config, remote, warn_all};
 use crate::api::options::{OptionStore, Options};
 use crate::api::{resolve, vocabulary};
 use crate::config::layers::{Kind, Origin, Setting, parse};
 use crate::config::{Config, VERSION_TEXT};
+use crate::engine::checkpoint::{Selection, VaeChoice};
 use crate::engine::limits::{Numbers, check, resolve_seed};
-use crate::engine::models::{Catalog, Selection, VaeChoice};
+use crate::engine::models::Catalog;
 use crate::engine::{self, Engine, Job, JobHandle, JobState, Outcome};
 use crate::pipeline::GenerateRequest;
 use crate::pipeline::request::InfotextOptions;
@@ -44,7 +45,12 @@ pub struct PromptArgs {
     #[arg(long, value_name = "F", default_value_t = 0.0)]
     pub subseed_strength: f64,
     /// Sampler steps
-    #[arg(long, value_name = "N", default_value_t = 20, allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 20,
+        allow_negative_numbers = true
+    )]
     pub steps: i64,
     /// Sampler, as A1111 names it
     #[arg(long, value_name = "NAME", default_value = "DPM++ 2M")]
@@ -53,7 +59,12 @@ pub struct PromptArgs {
     #[arg(long, value_name = "NAME", default_value = "Automatic")]
     pub scheduler: String,
     /// Guidance scale
-    #[arg(long, value_name = "F", default_value = "5", allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "F",
+        default_value = "5",
+        allow_negative_numbers = true
+    )]
     pub cfg_scale: String,
     /// Width in pixels [default: the checkpoint's own, else 1024]
     #[arg(short = 'W', long, value_name = "PX", allow_negative_numbers = true)]
@@ -62,10 +73,20 @@ pub struct PromptArgs {
     #[arg(short = 'H', long, value_name = "PX", allow_negative_numbers = true)]
     pub height: Option<i64>,
     /// Pictures at a time
-    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        allow_negative_numbers = true
+    )]
     pub batch_size: i64,
     /// Batches one after the other
-    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        allow_negative_numbers = true
+    )]
     pub batch_count: i64,
     /// Recorded; without effect on SDXL
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -140,7 +161,9 @@ impl LaterArgs {
             ("--hr-steps", &self.hr_steps),
         ];
         match rows.iter().find(|(_, value)| value.is_some()) {
-            Some((option, _)) => Err(Stop::usage_text(format!("`{option}` is not supported by this version of sdgen"))),
+            Some((option, _)) => Err(Stop::usage_text(format!(
+                "`{option}` is not supported by this version of sdgen"
+            ))),
             None => Ok(()),
         }
     }
@@ -161,13 +184,21 @@ pub struct Choices {
 
 impl PromptArgs {
     fn choices(&self) -> Result<Choices, Stop> {
-        let (sampler, suffix) = vocabulary::find_sampler(&self.sampler).map_err(Stop::usage_text)?;
+        let (sampler, suffix) =
+            vocabulary::find_sampler(&self.sampler).map_err(Stop::usage_text)?;
         let scheduler = vocabulary::find_scheduler(&self.scheduler).map_err(Stop::usage_text)?;
-        let noise_source = vocabulary::find_noise_source(&self.noise_source).map_err(Stop::usage_text)?;
+        let noise_source =
+            vocabulary::find_noise_source(&self.noise_source).map_err(Stop::usage_text)?;
         let cfg_scale = self.cfg_scale.trim().parse();
-        let cfg_scale =
-            cfg_scale.map_err(|_| Stop::usage_text(format!("`--cfg-scale`: not a number: `{}`", self.cfg_scale)))?;
-        Ok(Choices { sampler, scheduler: suffix.unwrap_or(scheduler), noise_source, cfg_scale })
+        let cfg_scale = cfg_scale.map_err(|_| {
+            Stop::usage_text(format!("`--cfg-scale`: not a number: `{}`", self.cfg_scale))
+        })?;
+        Ok(Choices {
+            sampler,
+            scheduler: suffix.unwrap_or(scheduler),
+            noise_source,
+            cfg_scale,
+        })
     }
 
     fn check_numbers(&self, choices: &Choices, config: &Config) -> Result<(), Stop> {
@@ -191,8 +222,15 @@ impl PromptArgs {
             field => format!("--{}", field.replace('_', "-")),
         };
         let found = check(&numbers, &config.limits);
-        let lines: Vec<String> = found.iter().map(|v| format!("`{}` {}", option(v.field), v.message)).collect();
-        if lines.is_empty() { Ok(()) } else { Err(Stop::usage_text(lines.join("; "))) }
+        let lines: Vec<String> = found
+            .iter()
+            .map(|v| format!("`{}` {}", option(v.field), v.message))
+            .collect();
+        if lines.is_empty() {
+            Ok(())
+        } else {
+            Err(Stop::usage_text(lines.join("; ")))
+        }
     }
 
     fn settings(&self) -> Result<Vec<Setting>, Stop> {
@@ -202,11 +240,17 @@ impl PromptArgs {
             ("--checkpoint", "model.checkpoint", &self.checkpoint),
             ("--vae", "model.vae", &self.vae),
         ];
-        let given = rows.into_iter().filter_map(|(flag, key, text)| Some((flag, key, text.as_deref()?)));
+        let given = rows
+            .into_iter()
+            .filter_map(|(flag, key, text)| Some((flag, key, text.as_deref()?)));
         given
             .map(|(flag, key, text)| {
                 let value = parse(Kind::Text, text).map_err(Stop::usage_text)?;
-                Ok(Setting { key, value, origin: Origin::Flag(flag.into()) })
+                Ok(Setting {
+                    key,
+                    value,
+                    origin: Origin::Flag(flag.into()),
+                })
             })
             .collect()
     }
@@ -247,7 +291,7 @@ impl PromptArgs {
 ///
 /// # Errors
 /// Exit 2 for what was typed, 1 for the job and its files, 130 after a signal.
-pub fn run(args: PromptArgs, common: &Common) -> Result<(), Stop> {
+pub fn run(args: &PromptArgs, common: &Common) -> Result<(), Stop> {
     args.later.refuse()?;
     let choices = args.choices()?;
     let loaded = load_config(common, args.settings()?, Vec::new())?;
@@ -261,13 +305,17 @@ pub fn run(args: PromptArgs, common: &Common) -> Result<(), Stop> {
     telemetry::init(&log);
     warn_all(&loaded);
     args.check_numbers(&choices, &loaded.config)?;
-    let output = Output::choose(args.output.as_deref(), args.format.as_deref(), &loaded.config.data_dir)?;
+    let output = Output::choose(
+        args.output.as_deref(),
+        args.format.as_deref(),
+        &loaded.config.data_dir,
+    )?;
     output.check_writable()?;
     let runtime = tokio::runtime::Runtime::new().map_err(Stop::failed)?;
     let result = runtime.block_on(async {
         match args.server.clone() {
-            Some(url) => remote::run(&args, &choices, &output, &url).await,
-            None => local(&args, &choices, &output, &loaded.config).await,
+            Some(url) => remote::run(args, &choices, &output, &url).await,
+            None => local(args, &choices, &output, &loaded.config).await,
         }
     });
     // A request that a signal cut off must not keep the process.
@@ -275,12 +323,20 @@ pub fn run(args: PromptArgs, common: &Common) -> Result<(), Stop> {
     result
 }
 
-async fn local(args: &PromptArgs, choices: &Choices, output: &Output, config: &Config) -> Result<(), Stop> {
+async fn local(
+    args: &PromptArgs,
+    choices: &Choices,
+    output: &Output,
+    config: &Config,
+) -> Result<(), Stop> {
     let started = Instant::now();
     let stop = shutdown::on_signal().map_err(Stop::failed)?;
     let engine = start_engine(config)?;
     let selection = select(engine.catalog(), config)?;
-    let bar = progress_bar(args.quiet, (args.steps * args.batch_count) as u64);
+    let bar = progress_bar(
+        Verbosity::from_flag(args.quiet),
+        (args.steps * args.batch_count) as u64,
+    );
     bar.set_message("loading");
     let load_started = Instant::now();
     let model = tokio::select! {
@@ -290,20 +346,34 @@ async fn local(args: &PromptArgs, choices: &Choices, output: &Output, config: &C
     let load_seconds = load_started.elapsed().as_secs_f64();
     let request = args.request(choices, model.native_size);
     let id = resolve::task_id("txt2img");
-    let job = Job { id, kind: "txt2img", model: selection, request: request.clone(), preview_every: 0 };
+    let job = Job {
+        id,
+        kind: "txt2img",
+        model: selection,
+        request: request.clone(),
+        preview_every: 0,
+    };
     let mut handle = engine.submit(job).await.map_err(Stop::failed)?;
-    let outcome = follow(&mut handle, &bar, &stop).await.map_err(Stop::failed)?;
+    let outcome = follow(&mut handle, &bar, &stop)
+        .await
+        .map_err(Stop::failed)?;
     bar.finish_and_clear();
-    let seconds = Seconds { load: Some(load_seconds), ..Seconds::default() };
+    let seconds = Seconds {
+        load: Some(load_seconds),
+        ..Seconds::default()
+    };
     finish(args, output, &engine, &outcome, &request, seconds, started)
 }
 
 /// The checkpoint of the command line or the settings, else of A1111's options, else the first one.
 fn select(catalog: &Catalog, config: &Config) -> Result<Selection, Stop> {
-    let options = OptionStore::open(config.settings_file()).map_or_else(|_| Options::defaults(), |store| store.snapshot());
+    let options = OptionStore::open(config.settings_file())
+        .map_or_else(|_| Options::defaults(), |store| store.snapshot());
     let checkpoint = match &config.model.checkpoint {
         Some(name) => catalog.find_or_open(name).map_err(Stop::usage)?,
-        None => catalog.find(options.text("sd_model_checkpoint")).unwrap_or_else(|_| catalog.default_checkpoint()),
+        None => catalog
+            .find(options.text("sd_model_checkpoint"))
+            .unwrap_or_else(|_| catalog.default_checkpoint()),
     };
     let vae = match &config.model.vae {
         Some(name) => catalog.find_or_open_vae(name).map_err(Stop::usage)?,
@@ -323,7 +393,11 @@ async fn follow(
     let show = async {
         while progress.changed().await.is_ok() {
             if let JobState::Running(at) = *progress.borrow_and_update() {
-                bar.set_message(if at.step == at.steps { "decoding" } else { "sampling" });
+                bar.set_message(if at.step == at.steps {
+                    "decoding"
+                } else {
+                    "sampling"
+                });
                 bar.set_position((at.batch * at.steps + at.step) as u64);
             }
         }
@@ -380,20 +454,21 @@ fn finish(
         dtype: Some(device.dtype.to_string()),
         checkpoint: outcome.model.title.clone(),
     };
-    report.print(args.json)?;
+    report.print(Form::from_flag(args.json))?;
     if generated.interrupted {
         let planned = request.batch_size * request.batch_count;
-        return Err(Stop::Interrupted(format!("interrupted; {complete} of {planned} pictures written")));
+        return Err(Stop::Interrupted(format!(
+            "interrupted; {complete} of {planned} pictures written"
+        )));
     }
     Ok(())
 }
 
-/// A bar on stderr, hidden if that is no terminal or `--quiet` was given.
+/// A bar over denoising steps.
 #[must_use]
-pub fn progress_bar(quiet: bool, steps: u64) -> ProgressBar {
-    let target = if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
-    let style = ProgressStyle::with_template("{msg:9} {bar:30} {pos}/{len} {elapsed} (eta {eta})");
-    let bar = ProgressBar::with_draw_target(Some(steps), target);
-    bar.set_style(style.expect("the template is constant and valid"));
-    bar
+pub fn progress_bar(verbosity: Verbosity, steps: u64) -> ProgressBar {
+    verbosity.bar(
+        Some(steps),
+        "{msg:9} {bar:30} {pos}/{len} {elapsed} (eta {eta})",
+    )
 }

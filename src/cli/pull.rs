@@ -9,8 +9,9 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::ProgressBar;
 
+use super::Verbosity;
 use crate::config::env;
 use crate::engine::hashes;
 
@@ -29,32 +30,46 @@ struct Remote {
 ///
 /// # Errors
 /// The source is not understood, not reachable, or delivered something else than was announced.
-pub fn pull(source: &str, directory: &Path, sha256: Option<&str>, quiet: bool) -> anyhow::Result<PathBuf> {
+pub fn pull(
+    source: &str,
+    directory: &Path,
+    sha256: Option<&str>,
+    verbosity: Verbosity,
+) -> anyhow::Result<PathBuf> {
     let mut remote = locate(source)?;
     if let Some(wanted) = sha256 {
         let wanted = wanted.trim().to_ascii_lowercase();
         ensure!(is_sha256(&wanted), "not a SHA-256: `{wanted}`");
-        if let Some(announced) = remote.sha256.as_ref().filter(|announced| **announced != wanted) {
+        if let Some(announced) = remote
+            .sha256
+            .as_ref()
+            .filter(|announced| **announced != wanted)
+        {
             bail!("the hub announces SHA-256 `{announced}`, not `{wanted}`");
         }
         remote.sha256 = Some(wanted);
     }
-    fs::create_dir_all(directory).with_context(|| format!("cannot create `{}`", directory.display()))?;
+    fs::create_dir_all(directory)
+        .with_context(|| format!("cannot create `{}`", directory.display()))?;
     let target = directory.join(&remote.file_name);
     if target.exists() {
         verify(&target, &remote).with_context(|| {
-            format!("`{}` exists and is not the file of that address; move it away first", target.display())
+            format!(
+                "`{}` exists and is not the file of that address; move it away first",
+                target.display()
+            )
         })?;
         return Ok(target);
     }
     let partial = directory.join(format!("{}.part", remote.file_name));
-    transfer(&remote, &partial, quiet)?;
+    transfer(&remote, &partial, verbosity)?;
     if let Err(error) = verify(&partial, &remote) {
         // Continuing wrong bytes would never end well.
         fs::remove_file(&partial)?;
         return Err(error.context("the download was discarded; start it again"));
     }
-    fs::rename(&partial, &target).with_context(|| format!("cannot write `{}`", target.display()))?;
+    fs::rename(&partial, &target)
+        .with_context(|| format!("cannot write `{}`", target.display()))?;
     Ok(target)
 }
 
@@ -62,7 +77,13 @@ fn locate(source: &str) -> anyhow::Result<Remote> {
     if source.starts_with("https://") || source.starts_with("http://") {
         let path = source.split(['?', '#']).next().unwrap_or(source);
         let file_name = file_name(path.rsplit('/').next().unwrap_or_default(), source)?;
-        return Ok(Remote { url: source.to_string(), file_name, token: None, size: None, sha256: None });
+        return Ok(Remote {
+            url: source.to_string(),
+            file_name,
+            token: None,
+            size: None,
+            sha256: None,
+        });
     }
     let mut parts = source.splitn(3, '/');
     let (Some(owner), Some(repo), Some(file)) = (parts.next(), parts.next(), parts.next()) else {
@@ -74,33 +95,51 @@ fn locate(source: &str) -> anyhow::Result<Remote> {
 
 /// The one place that speaks to the hub.
 fn locate_on_hub(repo: &str, file: &str, file_name: String) -> anyhow::Result<Remote> {
-    let token = std::env::var(env::HF_TOKEN).ok().filter(|token| !token.is_empty());
+    let token = std::env::var(env::HF_TOKEN)
+        .ok()
+        .filter(|token| !token.is_empty());
     let mut builder = hf_hub::api::sync::ApiBuilder::from_env().with_progress(false);
     if token.is_some() {
         builder = builder.with_token(token.clone());
     }
     let api = builder.build()?;
     let url = api.model(repo.to_string()).url(file);
-    let metadata = api.metadata(&url).with_context(|| format!("not found on the hub: `{repo}/{file}`"))?;
+    let metadata = api
+        .metadata(&url)
+        .with_context(|| format!("not found on the hub: `{repo}/{file}`"))?;
     // Large files carry their SHA-256 as ETag, small ones git's SHA-1.
     let sha256 = Some(metadata.etag().to_string()).filter(|etag| is_sha256(etag));
-    Ok(Remote { url, file_name, token, size: Some(metadata.size() as u64), sha256 })
+    Ok(Remote {
+        url,
+        file_name,
+        token,
+        size: Some(metadata.size() as u64),
+        sha256,
+    })
 }
 
 /// A plain name that ends in `.safetensors`: nothing of the address reaches the path otherwise.
 fn file_name(name: &str, source: &str) -> anyhow::Result<String> {
-    let is_safe = name.len() > ".safetensors".len() && !name.starts_with('.') && !name.contains(['\\', '%', '\0']);
-    ensure!(is_safe && name.to_ascii_lowercase().ends_with(".safetensors"), "not the address of a .safetensors file: `{source}`");
+    let is_safe = name.len() > ".safetensors".len()
+        && !name.starts_with('.')
+        && !name.contains(['\\', '%', '\0']);
+    ensure!(
+        is_safe && name.to_ascii_lowercase().ends_with(".safetensors"),
+        "not the address of a .safetensors file: `{source}`"
+    );
     Ok(name.to_string())
 }
 
 /// Appends what is missing of `partial`.
-fn transfer(remote: &Remote, partial: &Path, quiet: bool) -> anyhow::Result<()> {
+fn transfer(remote: &Remote, partial: &Path, verbosity: Verbosity) -> anyhow::Result<()> {
     let mut have = fs::metadata(partial).map_or(0, |meta| meta.len());
     if remote.size.is_some_and(|size| have >= size) {
         return Ok(());
     }
-    let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+    let agent: ureq::Agent = ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .build()
+        .into();
     let mut request = agent.get(&remote.url);
     if let Some(token) = &remote.token {
         request = request.header("authorization", format!("Bearer {token}"));
@@ -108,7 +147,9 @@ fn transfer(remote: &Remote, partial: &Path, quiet: bool) -> anyhow::Result<()> 
     if have > 0 {
         request = request.header("range", format!("bytes={have}-"));
     }
-    let mut response = request.call().with_context(|| format!("cannot reach `{}`", remote.url))?;
+    let mut response = request
+        .call()
+        .with_context(|| format!("cannot reach `{}`", remote.url))?;
     match response.status().as_u16() {
         206 => {}
         // The server starts from the beginning, so do we.
@@ -119,17 +160,31 @@ fn transfer(remote: &Remote, partial: &Path, quiet: bool) -> anyhow::Result<()> 
     }
     let length = response.body().content_length();
     let total = remote.size.or_else(|| length.map(|length| have + length));
-    let mut file = if have > 0 { OpenOptions::new().append(true).open(partial) } else { File::create(partial) }
-        .with_context(|| format!("cannot write `{}`", partial.display()))?;
-    let bar = progress_bar(quiet, total, have);
+    let mut file = if have > 0 {
+        OpenOptions::new().append(true).open(partial)
+    } else {
+        File::create(partial)
+    }
+    .with_context(|| format!("cannot write `{}`", partial.display()))?;
+    let bar = verbosity.bar(
+        total,
+        "{bar:30} {bytes}/{total_bytes} {bytes_per_sec} (eta {eta})",
+    );
+    bar.set_position(have);
     copy(response.body_mut().as_reader(), &mut file, &bar).with_context(|| {
-        format!("the download stopped after {} bytes; start it again to continue", bar.position())
+        format!(
+            "the download stopped after {} bytes; start it again to continue",
+            bar.position()
+        )
     })?;
     file.sync_data()?;
     bar.finish_and_clear();
     if let Some(total) = total {
         let got = fs::metadata(partial)?.len();
-        ensure!(got >= total, "the download stopped after {got} of {total} bytes; start it again to continue");
+        ensure!(
+            got >= total,
+            "the download stopped after {got} of {total} bytes; start it again to continue"
+        );
     }
     Ok(())
 }
@@ -149,11 +204,19 @@ fn copy(mut from: impl Read, to: &mut File, bar: &ProgressBar) -> io::Result<()>
 fn verify(path: &Path, remote: &Remote) -> anyhow::Result<()> {
     let size = fs::metadata(path)?.len();
     if let Some(wanted) = remote.size {
-        ensure!(size == wanted, "`{}` has {size} bytes, not {wanted}", path.display());
+        ensure!(
+            size == wanted,
+            "`{}` has {size} bytes, not {wanted}",
+            path.display()
+        );
     }
     if let Some(wanted) = &remote.sha256 {
         let hash = hashes::sha256(path)?;
-        ensure!(hash == *wanted, "`{}` has SHA-256 `{hash}`, not `{wanted}`", path.display());
+        ensure!(
+            hash == *wanted,
+            "`{}` has SHA-256 `{hash}`, not `{wanted}`",
+            path.display()
+        );
     }
     Ok(())
 }
@@ -162,27 +225,36 @@ fn is_sha256(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-fn progress_bar(quiet: bool, total: Option<u64>, have: u64) -> ProgressBar {
-    let target = if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
-    let style = ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {bytes_per_sec} (eta {eta})");
-    let bar = ProgressBar::with_draw_target(total, target);
-    bar.set_style(style.expect("the template is constant and valid"));
-    bar.set_position(have);
-    bar
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn only_plain_safetensors_names_are_taken() {
-        let name = |source: &str| locate(source).map(|remote| remote.file_name).map_err(|error| error.to_string());
-        assert_eq!(name("https://x.org/a/b.safetensors?download=1").unwrap(), "b.safetensors");
-        for bad in ["https://x.org/a.ckpt", "https://x.org/..%2fb.safetensors", "https://x.org/.safetensors", "https://x.org/"] {
-            assert_eq!(name(bad).unwrap_err(), format!("not the address of a .safetensors file: `{bad}`"));
+        let name = |source: &str| {
+            locate(source)
+                .map(|remote| remote.file_name)
+                .map_err(|error| error.to_string())
+        };
+        assert_eq!(
+            name("https://x.org/a/b.safetensors?download=1").unwrap(),
+            "b.safetensors"
+        );
+        for bad in [
+            "https://x.org/a.ckpt",
+            "https://x.org/..%2fb.safetensors",
+            "https://x.org/.safetensors",
+            "https://x.org/",
+        ] {
+            assert_eq!(
+                name(bad).unwrap_err(),
+                format!("not the address of a .safetensors file: `{bad}`")
+            );
         }
         let error = name("file.safetensors").unwrap_err();
-        assert_eq!(error, "not a source: `file.safetensors`; use `owner/repo/file.safetensors` or an https address");
+        assert_eq!(
+            error,
+            "not a source: `file.safetensors`; use `owner/repo/file.safetensors` or an https address"
+        );
     }
 }

@@ -10,9 +10,9 @@ use base64::engine::general_purpose::STANDARD;
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
-use super::Stop;
-use super::output::{Output, Report, Seconds};
+use super::output::{Form, Output, Report, Seconds};
 use super::prompt::{Choices, PromptArgs, progress_bar};
+use super::{Stop, Verbosity};
 use crate::api::resolve::task_id;
 use crate::imaging::{self, Format};
 use crate::shutdown;
@@ -32,10 +32,17 @@ impl Server {
     fn new(url: &str) -> Result<Self, Stop> {
         let (scheme, rest) = url.split_once("://").unwrap_or(("http", url));
         if !matches!(scheme, "http" | "https") || rest.is_empty() {
-            return Err(Stop::usage_text(format!("`--server`: not an http or https address: `{url}`")));
+            return Err(Stop::usage_text(format!(
+                "`--server`: not an http or https address: `{url}`"
+            )));
         }
-        let (credentials, host) = rest.rsplit_once('@').map_or((None, rest), |(user, host)| (Some(user), host));
-        let agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+        let (credentials, host) = rest
+            .rsplit_once('@')
+            .map_or((None, rest), |(user, host)| (Some(user), host));
+        let agent = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .build()
+            .into();
         Ok(Self {
             base: format!("{scheme}://{}", host.trim_end_matches('/')),
             authorization: credentials.map(|pair| format!("Basic {}", STANDARD.encode(pair))),
@@ -59,22 +66,40 @@ impl Server {
         self.read(request.send_json(body))
     }
 
-    fn read(&self, answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> anyhow::Result<Value> {
-        let mut response = answer.with_context(|| format!("cannot reach the server: `{}`", self.base))?;
+    fn read(
+        &self,
+        answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
+    ) -> anyhow::Result<Value> {
+        let mut response =
+            answer.with_context(|| format!("cannot reach the server: `{}`", self.base))?;
         let status = response.status();
-        let text = response.body_mut().with_config().limit(1 << 31).read_to_string()?;
+        let text = response
+            .body_mut()
+            .with_config()
+            .limit(1 << 31)
+            .read_to_string()?;
         let answer: Value = serde_json::from_str(&text).unwrap_or_default();
         if status.is_success() {
             return Ok(answer);
         }
-        Err(anyhow!("the server answered {}: {}", status.as_u16(), error_text(&answer)))
+        Err(anyhow!(
+            "the server answered {}: {}",
+            status.as_u16(),
+            error_text(&answer)
+        ))
     }
 }
 
 /// Asks for the server's list before a name is used: A1111 drops an override that it does not know and goes on without it.
 fn check_names(server: &Server, [checkpoint, vae]: [Option<String>; 2]) -> anyhow::Result<()> {
-    for (what, name, path) in [("checkpoint", checkpoint, "/sdapi/v1/sd-models"), ("VAE", vae, "/sdapi/v1/sd-vae")] {
-        let Some(name) = name.as_deref().filter(|name| what != "VAE" || !matches!(*name, "Automatic" | "None")) else {
+    for (what, name, path) in [
+        ("checkpoint", checkpoint, "/sdapi/v1/sd-models"),
+        ("VAE", vae, "/sdapi/v1/sd-vae"),
+    ] {
+        let Some(name) = name
+            .as_deref()
+            .filter(|name| what != "VAE" || !matches!(*name, "Automatic" | "None"))
+        else {
             continue;
         };
         let list = server.get(path)?;
@@ -83,13 +108,22 @@ fn check_names(server: &Server, [checkpoint, vae]: [Option<String>; 2]) -> anyho
             let title = row["title"].as_str().unwrap_or_default();
             let file = title.split(" [").next().unwrap_or_default();
             let stem = file.rsplit('/').next().unwrap_or_default();
-            let stem = stem.strip_suffix(".safetensors").or_else(|| stem.strip_suffix(".ckpt")).unwrap_or(stem);
-            let fields = ["title", "model_name", "hash", "sha256"].map(|key| row[key].as_str().unwrap_or_default());
+            let stem = stem
+                .strip_suffix(".safetensors")
+                .or_else(|| stem.strip_suffix(".ckpt"))
+                .unwrap_or(stem);
+            let fields = ["title", "model_name", "hash", "sha256"]
+                .map(|key| row[key].as_str().unwrap_or_default());
             fields.contains(&name) || [file, stem].contains(&name)
         };
         if !rows.clone().any(is_meant) {
-            let known: Vec<&str> = rows.filter_map(|row| row["title"].as_str().or(row["model_name"].as_str())).collect();
-            return Err(anyhow!("{what} not found on the server: `{name}`; known: `{}`", known.join("`, `")));
+            let known: Vec<&str> = rows
+                .filter_map(|row| row["title"].as_str().or(row["model_name"].as_str()))
+                .collect();
+            return Err(anyhow!(
+                "{what} not found on the server: `{name}`; known: `{}`",
+                known.join("`, `")
+            ));
         }
     }
     Ok(())
@@ -98,13 +132,20 @@ fn check_names(server: &Server, [checkpoint, vae]: [Option<String>; 2]) -> anyho
 /// The message of an answer in any of A1111's error shapes.
 fn error_text(answer: &Value) -> String {
     let entry = |problem: &Value| {
-        let field = problem["loc"].as_array().and_then(|loc| loc.last()).and_then(Value::as_str).unwrap_or("body");
+        let field = problem["loc"]
+            .as_array()
+            .and_then(|loc| loc.last())
+            .and_then(Value::as_str)
+            .unwrap_or("body");
         format!("`{field}` {}", problem["msg"].as_str().unwrap_or_default())
     };
     match &answer["detail"] {
         Value::String(text) if !text.is_empty() => text.clone(),
         Value::Array(problems) => problems.iter().map(entry).collect::<Vec<_>>().join("; "),
-        _ => answer["errors"].as_str().unwrap_or("no reason given").to_string(),
+        _ => answer["errors"]
+            .as_str()
+            .unwrap_or("no reason given")
+            .to_string(),
     }
 }
 
@@ -112,14 +153,21 @@ fn error_text(answer: &Value) -> String {
 ///
 /// # Errors
 /// Exit 2 for options a server cannot honour, 1 if it cannot be reached or refuses, 130 after a signal.
-pub async fn run(args: &PromptArgs, choices: &Choices, output: &Output, url: &str) -> Result<(), Stop> {
+pub async fn run(
+    args: &PromptArgs,
+    choices: &Choices,
+    output: &Output,
+    url: &str,
+) -> Result<(), Stop> {
     for (option, given) in [
         ("--save-latents", args.save_latents.is_some()),
         ("--device", args.device.is_some()),
         ("--dtype", args.dtype.is_some()),
     ] {
         if given {
-            return Err(Stop::usage_text(format!("`{option}` cannot be used with `--server`")));
+            return Err(Stop::usage_text(format!(
+                "`{option}` cannot be used with `--server`"
+            )));
         }
     }
     let started = Instant::now();
@@ -127,7 +175,7 @@ pub async fn run(args: &PromptArgs, choices: &Choices, output: &Output, url: &st
     let stop = shutdown::on_signal().map_err(Stop::failed)?;
     let id = task_id("txt2img");
     let body = body(args, choices, output.format, &id);
-    let bar = progress_bar(args.quiet, 1000);
+    let bar = progress_bar(Verbosity::from_flag(args.quiet), 1000);
     bar.set_message("waiting");
     let (posting, names) = (server.clone(), [args.checkpoint.clone(), args.vae.clone()]);
     let job = tokio::task::spawn_blocking(move || {
@@ -174,7 +222,9 @@ async fn poll(server: &Server, id: &str, bar: &ProgressBar) -> Infallible {
     let mut ticks = tokio::time::interval(POLL);
     loop {
         ticks.tick().await;
-        let Some(answer) = task_state(server, id).await else { continue };
+        let Some(answer) = task_state(server, id).await else {
+            continue;
+        };
         if let Some(fraction) = answer["progress"].as_f64() {
             bar.set_message("sampling");
             bar.set_position((fraction * 1000.0) as u64);
@@ -185,32 +235,57 @@ async fn poll(server: &Server, id: &str, bar: &ProgressBar) -> Infallible {
 }
 
 async fn task_state(server: &Server, id: &str) -> Option<Value> {
-    let (server, body) = (server.clone(), json!({ "id_task": id, "live_preview": false }));
-    tokio::task::spawn_blocking(move || server.post("/internal/progress", &body)).await.ok()?.ok()
+    let (server, body) = (
+        server.clone(),
+        json!({ "id_task": id, "live_preview": false }),
+    );
+    tokio::task::spawn_blocking(move || server.post("/internal/progress", &body))
+        .await
+        .ok()?
+        .ok()
 }
 
 /// Interrupts the job if it is the one that runs; a queued one is given up with the connection.
 async fn interrupt(server: &Server, id: &str) {
-    if task_state(server, id).await.is_some_and(|state| state["active"] == true) {
+    if task_state(server, id)
+        .await
+        .is_some_and(|state| state["active"] == true)
+    {
         let server = server.clone();
         // The process ends in either case.
-        let _ = tokio::task::spawn_blocking(move || server.post("/sdapi/v1/interrupt", &json!({}))).await;
+        let _ = tokio::task::spawn_blocking(move || server.post("/sdapi/v1/interrupt", &json!({})))
+            .await;
     }
 }
 
-fn finish(args: &PromptArgs, output: &Output, answer: &Value, started: Instant) -> Result<(), Stop> {
+fn finish(
+    args: &PromptArgs,
+    output: &Output,
+    answer: &Value,
+    started: Instant,
+) -> Result<(), Stop> {
     let broken = |what: &str| Stop::failed(anyhow!("the server's answer has no usable `{what}`"));
     let info = answer["info"].as_str().ok_or_else(|| broken("info"))?;
     let info: Value = serde_json::from_str(info).map_err(|_| broken("info"))?;
-    let images = answer["images"].as_array().ok_or_else(|| broken("images"))?;
-    let seeds: Vec<u64> =
-        info["all_seeds"].as_array().into_iter().flatten().filter_map(Value::as_u64).take(images.len()).collect();
+    let images = answer["images"]
+        .as_array()
+        .ok_or_else(|| broken("images"))?;
+    let seeds: Vec<u64> = info["all_seeds"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_u64)
+        .take(images.len())
+        .collect();
     let texts = info["infotexts"].as_array().into_iter().flatten();
-    let infotexts: Vec<String> = texts.filter_map(|text| text.as_str().map(str::to_string)).collect();
+    let infotexts: Vec<String> = texts
+        .filter_map(|text| text.as_str().map(str::to_string))
+        .collect();
     let save_started = Instant::now();
     let mut files: Vec<PathBuf> = Vec::new();
     for (index, image) in images.iter().enumerate() {
-        let bytes = imaging::decode_base64(image.as_str().unwrap_or_default()).map_err(|_| broken("images"))?;
+        let bytes = imaging::decode_base64(image.as_str().unwrap_or_default())
+            .map_err(|_| broken("images"))?;
         let format = Format::sniff(&bytes).ok_or_else(|| broken("images"))?;
         let seed = seeds.get(index).copied().unwrap_or_default();
         files.push(output.write_bytes(&bytes, format, seed, index, images.len())?);
@@ -220,8 +295,20 @@ fn finish(args: &PromptArgs, output: &Output, answer: &Value, started: Instant) 
         total: started.elapsed().as_secs_f64(),
         ..Seconds::default()
     };
-    let checkpoint = info["sd_model_name"].as_str().unwrap_or_default().to_string();
-    Report { files, seeds, infotexts, seconds, device: None, dtype: None, checkpoint }.print(args.json)
+    let checkpoint = info["sd_model_name"]
+        .as_str()
+        .unwrap_or_default()
+        .to_string();
+    Report {
+        files,
+        seeds,
+        infotexts,
+        seconds,
+        device: None,
+        dtype: None,
+        checkpoint,
+    }
+    .print(Form::from_flag(args.json))
 }
 
 #[cfg(test)]
@@ -232,7 +319,10 @@ mod tests {
     fn credentials_leave_the_address() {
         let server = Server::new("http://user:pa@ss@host:1/").unwrap();
         assert_eq!(server.base, "http://host:1");
-        assert_eq!(server.authorization.as_deref(), Some("Basic dXNlcjpwYUBzcw=="));
+        assert_eq!(
+            server.authorization.as_deref(),
+            Some("Basic dXNlcjpwYUBzcw==")
+        );
         assert!(Server::new("ftp://host").is_err());
     }
 

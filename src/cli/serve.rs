@@ -10,8 +10,8 @@ use crate::api::options::OptionStore;
 use crate::api::{self, App};
 use crate::config::Config;
 use crate::config::layers::{Kind, Origin, Setting, parse};
+use crate::engine::backend::PipelineBackend;
 use crate::engine::models::Catalog;
-use crate::engine::worker::PipelineBackend;
 use crate::engine::{self, Engine};
 use crate::{shutdown, telemetry};
 
@@ -58,27 +58,56 @@ pub struct ServeArgs {
 
 impl ServeArgs {
     fn settings(&self) -> Result<Vec<Setting>, Stop> {
-        let models_dir = self.models_dir.as_ref().map(|path| path.display().to_string());
+        let models_dir = self
+            .models_dir
+            .as_ref()
+            .map(|path| path.display().to_string());
         let rows = [
             ("--host", "server.host", Kind::Text, &self.host),
             ("--port", "server.port", Kind::Int, &self.port),
-            ("--checkpoint", "model.checkpoint", Kind::Text, &self.checkpoint),
+            (
+                "--checkpoint",
+                "model.checkpoint",
+                Kind::Text,
+                &self.checkpoint,
+            ),
             ("--vae", "model.vae", Kind::Text, &self.vae),
             ("--device", "device.device", Kind::Text, &self.device),
             ("--dtype", "device.dtype", Kind::Text, &self.dtype),
             ("--models-dir", "paths.models_dir", Kind::Text, &models_dir),
-            ("--body-limit", "server.body_limit_mib", Kind::Int, &self.body_limit),
-            ("--queue-limit", "server.queue_limit", Kind::Int, &self.queue_limit),
-            ("--shutdown-grace", "server.shutdown_grace_s", Kind::Int, &self.shutdown_grace),
+            (
+                "--body-limit",
+                "server.body_limit_mib",
+                Kind::Int,
+                &self.body_limit,
+            ),
+            (
+                "--queue-limit",
+                "server.queue_limit",
+                Kind::Int,
+                &self.queue_limit,
+            ),
+            (
+                "--shutdown-grace",
+                "server.shutdown_grace_s",
+                Kind::Int,
+                &self.shutdown_grace,
+            ),
             ("--log", "log.level", Kind::Text, &self.log),
             ("--log-format", "log.format", Kind::Text, &self.log_format),
         ];
-        let given = rows.into_iter().filter_map(|(flag, key, kind, text)| Some((flag, key, kind, text.as_deref()?)));
+        let given = rows
+            .into_iter()
+            .filter_map(|(flag, key, kind, text)| Some((flag, key, kind, text.as_deref()?)));
         given
             .map(|(flag, key, kind, text)| {
-                let value: Value =
-                    parse(kind, text).map_err(|message| Stop::usage_text(format!("flag {flag}: {message}")))?;
-                Ok(Setting { key, value, origin: Origin::Flag(flag.into()) })
+                let value: Value = parse(kind, text)
+                    .map_err(|message| Stop::usage_text(format!("flag {flag}: {message}")))?;
+                Ok(Setting {
+                    key,
+                    value,
+                    origin: Origin::Flag(flag.into()),
+                })
             })
             .collect()
     }
@@ -88,7 +117,7 @@ impl ServeArgs {
 ///
 /// # Errors
 /// Exit 2 for settings, device and options file; exit 1 for the port and the listener.
-pub fn run(args: ServeArgs, common: &Common, words: Vec<String>) -> Result<(), Stop> {
+pub fn run(args: &ServeArgs, common: &Common, words: Vec<String>) -> Result<(), Stop> {
     let loaded = load_config(common, args.settings()?, words)?;
     telemetry::init(&loaded.config.log);
     warn_all(&loaded);
@@ -101,7 +130,9 @@ pub fn run(args: ServeArgs, common: &Common, words: Vec<String>) -> Result<(), S
 
 async fn serve(config: Config) -> Result<(), Stop> {
     let token = shutdown::on_signal().map_err(Stop::failed)?;
-    let listener = api::serve::bind(&config.server.host, config.server.port).await.map_err(Stop::failed)?;
+    let listener = api::serve::bind(&config.server.host, config.server.port)
+        .await
+        .map_err(Stop::failed)?;
     let options = OptionStore::open(config.settings_file()).map_err(Stop::usage)?;
     let engine = start_engine(&config)?;
     let app = App::new(engine, options, config, token);
@@ -116,8 +147,10 @@ async fn serve(config: Config) -> Result<(), Stop> {
 pub fn start_engine(config: &Config) -> Result<Engine, Stop> {
     let device = config.device.clone();
     let make = move || PipelineBackend::open(&device);
-    Engine::start(Catalog::open(config), config.server.queue_limit, make).map_err(|error| match error {
-        engine::Error::Device { .. } => Stop::usage(error),
-        other => Stop::failed(other),
+    Engine::start(Catalog::open(config), config.server.queue_limit, make).map_err(|error| {
+        match error {
+            engine::Error::Device { .. } => Stop::usage(error),
+            other => Stop::failed(other),
+        }
     })
 }

@@ -180,10 +180,12 @@ pub fn load(input: &Input<'_>) -> Result<Loaded, Error> {
         put(&mut table, &setting);
         origins.insert(setting.key.to_string(), setting.origin);
     }
-    let mut config: Config = table.try_into().map_err(|error: toml::de::Error| Error::Value {
-        origin: Origin::Default,
-        message: error.message().to_string(),
-    })?;
+    let mut config: Config = table
+        .try_into()
+        .map_err(|error: toml::de::Error| Error::Value {
+            origin: Origin::Default,
+            message: error.message().to_string(),
+        })?;
     config.data_dir = std::path::absolute(&data_dir).unwrap_or(data_dir);
     config.a1111_flags = a1111_flags;
     let problems = config.validate();
@@ -198,31 +200,27 @@ pub fn load(input: &Input<'_>) -> Result<Loaded, Error> {
     }
 }
 
-/// The merged settings as TOML, each key preceded by where its value came from.
+/// The merged settings as TOML, each key followed by where its value came from.
 #[must_use]
 pub fn describe(loaded: &Loaded) -> String {
     let origin = |key: &str| loaded.origins.get(key).cloned().unwrap_or(Origin::Default);
-    let mut out = format!(
-        "# data directory: {} ({})\n",
+    let mut lines = vec![format!(
+        "# data directory: {} ({})",
         loaded.config.data_dir.display(),
         origin("data_dir")
-    );
-    let Ok(Value::Table(sections)) = Value::try_from(&loaded.config) else {
-        return out;
-    };
-    for (section, values) in sections {
-        let Value::Table(values) = values else {
-            continue;
-        };
-        out += &format!("\n[{section}]\n");
-        for (key, value) in values {
-            out += &format!(
-                "{key} = {value}  # {}\n",
-                origin(&format!("{section}.{key}"))
-            );
+    )];
+    if let Ok(Value::Table(sections)) = Value::try_from(&loaded.config) {
+        for (section, values) in &sections {
+            lines.push(format!("\n[{section}]"));
+            for (key, value) in values.as_table().into_iter().flatten() {
+                lines.push(format!(
+                    "{key} = {value}  # {}",
+                    origin(&format!("{section}.{key}"))
+                ));
+            }
         }
     }
-    out
+    lines.join("\n") + "\n"
 }
 
 /// Turns text into the value of a key.

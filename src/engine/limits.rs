@@ -47,6 +47,7 @@ pub struct Violation {
 pub fn check(numbers: &Numbers<'_>, limits: &Limits) -> Vec<Violation> {
     let mut found = Vec::new();
     let mut fail = |field, message| found.push(Violation { field, message });
+    #[rustfmt::skip]
     let ranges = [
         ("width", numbers.width, MIN_SIDE, limits.max_side, "pixels ", "max_side"),
         ("height", numbers.height, MIN_SIDE, limits.max_side, "pixels ", "max_side"),
@@ -56,40 +57,72 @@ pub fn check(numbers: &Numbers<'_>, limits: &Limits) -> Vec<Violation> {
     ];
     for (field, value, least, most, unit, key) in ranges {
         if value < least || value > most as i64 {
-            fail(field, format!("must be between {least} and {most} {unit}(setting `limits.{key}`): `{value}`"));
+            fail(
+                field,
+                format!(
+                    "must be between {least} and {most} {unit}(setting `limits.{key}`): `{value}`"
+                ),
+            );
         }
     }
     if !numbers.cfg_scale.is_finite() || numbers.cfg_scale.abs() > 1e4 {
-        fail("cfg_scale", format!("must be a finite number of at most 10000: `{}`", numbers.cfg_scale));
+        fail(
+            "cfg_scale",
+            format!(
+                "must be a finite number of at most 10000: `{}`",
+                numbers.cfg_scale
+            ),
+        );
     }
     if !(0.0..=1.0).contains(&numbers.subseed_strength) {
-        fail("subseed_strength", format!("must be between 0 and 1: `{}`", numbers.subseed_strength));
+        fail(
+            "subseed_strength",
+            format!("must be between 0 and 1: `{}`", numbers.subseed_strength),
+        );
     }
     for (field, seed) in [("seed", numbers.seed), ("subseed", numbers.subseed)] {
         if seed < -1 {
-            fail(field, format!("must be -1 (random) or between 0 and {}: `{seed}`", i64::MAX));
+            fail(
+                field,
+                format!(
+                    "must be -1 (random) or between 0 and {}: `{seed}`",
+                    i64::MAX
+                ),
+            );
         }
     }
-    for (field, text) in [("prompt", numbers.prompt), ("negative_prompt", numbers.negative_prompt)] {
+    for (field, text) in [
+        ("prompt", numbers.prompt),
+        ("negative_prompt", numbers.negative_prompt),
+    ] {
         let limit = limits.max_prompt_kib * 1024;
         if text.len() > limit {
-            fail(field, format!("has {} bytes, more than {limit} (setting `limits.max_prompt_kib`)", text.len()));
+            fail(
+                field,
+                format!(
+                    "has {} bytes, more than {limit} (setting `limits.max_prompt_kib`)",
+                    text.len()
+                ),
+            );
         }
     }
     if found.is_empty() {
-        let pixels = numbers.batch_size as u64 * numbers.width as u64 * numbers.height as u64;
-        if pixels > limits.max_megapixels as u64 * 1_000_000 {
-            found.push(Violation {
-                field: "batch_size",
-                message: format!(
-                    "`batch_size * width * height` is {:.1} megapixels, more than {} (setting `limits.max_megapixels`)",
-                    pixels as f64 / 1e6,
-                    limits.max_megapixels
-                ),
-            });
-        }
+        found.extend(check_area(numbers, limits));
     }
     found
+}
+
+/// Sizes that are good one by one can be too much together.
+fn check_area(numbers: &Numbers<'_>, limits: &Limits) -> Option<Violation> {
+    let pixels = numbers.batch_size as u64 * numbers.width as u64 * numbers.height as u64;
+    let limit = limits.max_megapixels;
+    (pixels > limit as u64 * 1_000_000).then(|| Violation {
+        field: "batch_size",
+        message: format!(
+            "`batch_size * width * height` is {:.1} megapixels, more than {limit} (setting `limits.max_megapixels`)",
+            pixels as f64 / 1e6
+        ),
+    })
 }
 
 /// The seed itself, or a random one as A1111 draws it: 0 to 4294967293.
@@ -118,13 +151,23 @@ mod tests {
 
     fn violations(numbers: &Numbers<'_>) -> Vec<String> {
         let found = check(numbers, &Limits::default());
-        found.into_iter().map(|v| format!("{} {}", v.field, v.message)).collect()
+        found
+            .into_iter()
+            .map(|v| format!("{} {}", v.field, v.message))
+            .collect()
     }
 
     #[test]
     fn the_limits_are_named_with_the_value() {
         assert_eq!(violations(&GOOD), [""; 0]);
-        let bad = Numbers { width: 7, height: 100_000, steps: 0, cfg_scale: f64::NAN, seed: -2, ..GOOD };
+        let bad = Numbers {
+            width: 7,
+            height: 100_000,
+            steps: 0,
+            cfg_scale: f64::NAN,
+            seed: -2,
+            ..GOOD
+        };
         assert_eq!(
             violations(&bad),
             [
@@ -139,7 +182,12 @@ mod tests {
 
     #[test]
     fn a_batch_of_large_pictures_is_one_limit_of_its_own() {
-        let bad = Numbers { width: 4096, height: 4096, batch_size: 4, ..GOOD };
+        let bad = Numbers {
+            width: 4096,
+            height: 4096,
+            batch_size: 4,
+            ..GOOD
+        };
         let message = "batch_size `batch_size * width * height` is 67.1 megapixels, more than 64 (setting `limits.max_megapixels`)";
         assert_eq!(violations(&bad), [message]);
     }
@@ -147,8 +195,14 @@ mod tests {
     #[test]
     fn long_prompts_are_measured_in_bytes() {
         let prompt = "x".repeat(1 << 20);
-        let bad = Numbers { prompt: &prompt, ..GOOD };
-        assert_eq!(violations(&bad), ["prompt has 1048576 bytes, more than 65536 (setting `limits.max_prompt_kib`)"]);
+        let bad = Numbers {
+            prompt: &prompt,
+            ..GOOD
+        };
+        assert_eq!(
+            violations(&bad),
+            ["prompt has 1048576 bytes, more than 65536 (setting `limits.max_prompt_kib`)"]
+        );
     }
 
     #[test]

@@ -2,7 +2,10 @@
 //!
 //! The process is killed when its handle is dropped. Waiting is always for a condition, with a deadline.
 
-#![allow(dead_code, reason = "every test file uses its own part of the shared code")]
+#![allow(
+    dead_code,
+    reason = "every test file uses its own part of the shared code"
+)]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -14,7 +17,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 /// Longer than anything here takes on a slow machine.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(240);
+pub(crate) const DEADLINE: Duration = Duration::from_mins(4);
 
 /// Asks until there is an answer.
 #[track_caller]
@@ -32,7 +35,15 @@ pub(crate) fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> 
 /// The program under test, with none of our variables in its environment.
 pub(crate) fn sdgen() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sdgen"));
-    for name in ["SDGEN_DATA_DIR", "SDGEN_CONFIG", "WORKSPACE", "A1111_ARGS", "COMMANDLINE_ARGS", "SDGEN_LOG", "RUST_BACKTRACE"] {
+    for name in [
+        "SDGEN_DATA_DIR",
+        "SDGEN_CONFIG",
+        "WORKSPACE",
+        "A1111_ARGS",
+        "COMMANDLINE_ARGS",
+        "SDGEN_LOG",
+        "RUST_BACKTRACE",
+    ] {
         command.env_remove(name);
     }
     command
@@ -58,8 +69,17 @@ impl Server {
     /// Starts a server in a directory and waits until it listens.
     pub(crate) fn spawn(dir: Arc<tempfile::TempDir>, args: &[&str], env: &[(&str, &str)]) -> Self {
         let mut command = sdgen();
-        command.args(["serve", "--port", "0", "--data-dir"]).arg(dir.path()).args(args).envs(env.iter().copied());
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        command
+            .args(["serve", "--port", "0", "--data-dir"])
+            .arg(dir.path())
+            .args(args)
+            .envs(env.iter().copied());
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         let log = Arc::new(Mutex::new(String::new()));
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let sink = log.clone();
@@ -77,20 +97,37 @@ impl Server {
                 panic!("the server ended with {status}:\n{log}");
             }
             let address = log.split("listening on http://").nth(1)?;
-            address.split_whitespace().next()?.rsplit(':').next()?.parse().ok()
+            address
+                .split_whitespace()
+                .next()?
+                .rsplit(':')
+                .next()?
+                .parse()
+                .ok()
         });
-        Self { child, port, dir, log, authorization: None }
+        Self {
+            child,
+            port,
+            dir,
+            log,
+            authorization: None,
+        }
     }
 
     /// Sends these credentials with every request.
     pub(crate) fn with_credentials(mut self, pair: &str) -> Self {
         use base64::Engine as _;
-        self.authorization = Some(format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair)));
+        self.authorization = Some(format!(
+            "Basic {}",
+            base64::engine::general_purpose::STANDARD.encode(pair)
+        ));
         self
     }
 
     pub(crate) fn wait_ready(&self) {
-        until("the server to be ready", || (self.get("/readyz").status == 200).then_some(()));
+        until("the server to be ready", || {
+            (self.get("/readyz").status == 200).then_some(())
+        });
     }
 
     pub(crate) fn log(&self) -> String {
@@ -110,11 +147,22 @@ impl Server {
     }
 
     pub(crate) fn post(&self, path: &str, body: &Value) -> Answer {
-        self.send("POST", path, &[("content-type", "application/json")], body.to_string().as_bytes())
+        self.send(
+            "POST",
+            path,
+            &[("content-type", "application/json")],
+            body.to_string().as_bytes(),
+        )
     }
 
     /// One request on a connection of its own.
-    pub(crate) fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+    pub(crate) fn send(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Answer {
         let mut stream = self.open(method, path, headers, body);
         let mut bytes = Vec::new();
         stream.read_to_end(&mut bytes).unwrap();
@@ -122,31 +170,63 @@ impl Server {
     }
 
     /// Sends a request and returns the open connection.
-    pub(crate) fn open(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> TcpStream {
+    pub(crate) fn open(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> TcpStream {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        let mut head = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n");
-        let credentials = self.authorization.as_deref().map(|value| ("authorization", value));
-        for (name, value) in headers.iter().copied().chain(credentials) {
-            head += &format!("{name}: {value}\r\n");
-        }
+        let mut lines = vec![
+            format!("{method} {path} HTTP/1.1"),
+            "host: localhost".into(),
+            "connection: close".into(),
+        ];
+        let credentials = self
+            .authorization
+            .as_deref()
+            .map(|value| ("authorization", value));
+        lines.extend(
+            headers
+                .iter()
+                .copied()
+                .chain(credentials)
+                .map(|(name, value)| format!("{name}: {value}")),
+        );
         if method == "POST" {
-            head += &format!("content-length: {}\r\n", body.len());
+            lines.push(format!("content-length: {}", body.len()));
         }
-        stream.write_all(format!("{head}\r\n").as_bytes()).unwrap();
+        stream
+            .write_all(
+                (lines.join(
+                    "
+",
+                ) + "
+
+")
+                .as_bytes(),
+            )
+            .unwrap();
         // A server may answer and close before it has read a body that it refuses.
         let _ = stream.write_all(body);
         stream
     }
 
     /// Starts a request in a thread.
-    pub(crate) fn post_later(self: &Arc<Self>, path: &str, body: Value) -> std::thread::JoinHandle<Answer> {
+    pub(crate) fn post_later(
+        self: &Arc<Self>,
+        path: &str,
+        body: Value,
+    ) -> std::thread::JoinHandle<Answer> {
         let (server, path) = (self.clone(), path.to_string());
         std::thread::spawn(move || server.post(&path, &body))
     }
 
     pub(crate) fn progress(&self) -> Value {
-        self.get("/sdapi/v1/progress?skip_current_image=true").json()
+        self.get("/sdapi/v1/progress?skip_current_image=true")
+            .json()
     }
 
     /// Waits until a job is past its first step.
@@ -159,18 +239,30 @@ impl Server {
     }
 
     pub(crate) fn wait_idle(&self) {
-        until("the server to be idle", || (self.progress()["state"]["job_count"] == 0).then_some(()));
+        until("the server to be idle", || {
+            (self.progress()["state"]["job_count"] == 0).then_some(())
+        });
     }
 
     /// A small job is done: the server is well.
     #[track_caller]
     pub(crate) fn assert_works(&self) {
         let answer = self.post("/sdapi/v1/txt2img", &small());
-        assert_eq!(answer.status, 200, "the next job: {}\n{}", answer.text(), self.log());
+        assert_eq!(
+            answer.status,
+            200,
+            "the next job: {}\n{}",
+            answer.text(),
+            self.log()
+        );
     }
 
     pub(crate) fn signal(&self, name: &str) {
-        let status = Command::new("sh").arg("-c").arg(format!("kill -{name} {}", self.child.id())).status().unwrap();
+        let status = Command::new("sh")
+            .arg("-c")
+            .arg(format!("kill -{name} {}", self.child.id()))
+            .status()
+            .unwrap();
         assert!(status.success());
     }
 
@@ -216,7 +308,9 @@ pub(crate) fn endless() -> Value {
 
 /// `base` with some fields replaced.
 pub(crate) fn with(mut base: Value, changes: Value) -> Value {
-    let Value::Object(changes) = changes else { panic!("not an object: {changes}") };
+    let Value::Object(changes) = changes else {
+        panic!("not an object: {changes}")
+    };
     for (key, value) in changes {
         base[key] = value;
     }
@@ -232,21 +326,46 @@ pub(crate) struct Answer {
 
 impl Answer {
     pub(crate) fn parse(bytes: &[u8]) -> Self {
-        let end = bytes.windows(4).position(|window| window == b"\r\n\r\n").unwrap_or_else(|| {
-            panic!("no whole answer: {:?}", String::from_utf8_lossy(bytes));
-        });
+        let end = bytes
+            .windows(4)
+            .position(|window| window == b"\r\n\r\n")
+            .unwrap_or_else(|| {
+                panic!("no whole answer: {:?}", String::from_utf8_lossy(bytes));
+            });
         let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
         let mut lines = head.lines();
-        let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+        let status = lines
+            .next()
+            .unwrap()
+            .split(' ')
+            .nth(1)
+            .unwrap()
+            .parse()
+            .unwrap();
         let pairs = lines.filter_map(|line| line.split_once(':'));
-        let headers: Vec<_> = pairs.map(|(name, value)| (name.to_lowercase(), value.trim().to_string())).collect();
-        let chunked = headers.iter().any(|(name, value)| name == "transfer-encoding" && value == "chunked");
-        let body = if chunked { dechunk(&bytes[end + 4..]) } else { bytes[end + 4..].to_vec() };
-        Self { status, headers, body }
+        let headers: Vec<_> = pairs
+            .map(|(name, value)| (name.to_lowercase(), value.trim().to_string()))
+            .collect();
+        let chunked = headers
+            .iter()
+            .any(|(name, value)| name == "transfer-encoding" && value == "chunked");
+        let body = if chunked {
+            dechunk(&bytes[end + 4..])
+        } else {
+            bytes[end + 4..].to_vec()
+        };
+        Self {
+            status,
+            headers,
+            body,
+        }
     }
 
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(found, _)| found == name)
+            .map(|(_, value)| value.as_str())
     }
 
     pub(crate) fn text(&self) -> String {
@@ -255,7 +374,8 @@ impl Answer {
 
     #[track_caller]
     pub(crate) fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|error| panic!("{error}: {}", self.text()))
     }
 
     /// The parsed `info` of a generation.
@@ -271,8 +391,17 @@ impl Answer {
         use base64::Engine as _;
         assert_eq!(self.status, 200, "{}", self.text());
         let answer = self.json();
-        let decode = |image: &Value| base64::engine::general_purpose::STANDARD.decode(image.as_str().unwrap()).unwrap();
-        answer["images"].as_array().unwrap().iter().map(decode).collect()
+        let decode = |image: &Value| {
+            base64::engine::general_purpose::STANDARD
+                .decode(image.as_str().unwrap())
+                .unwrap()
+        };
+        answer["images"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(decode)
+            .collect()
     }
 
     /// `(last of loc, msg)` of each problem of a 422.
@@ -282,17 +411,25 @@ impl Answer {
         let answer = self.json();
         let entry = |problem: &Value| {
             let field = problem["loc"].as_array().unwrap().last().unwrap();
-            let field = field.as_str().map_or_else(|| field.to_string(), str::to_string);
+            let field = field
+                .as_str()
+                .map_or_else(|| field.to_string(), str::to_string);
             (field, problem["msg"].as_str().unwrap().to_string())
         };
-        answer["detail"].as_array().unwrap().iter().map(entry).collect()
+        answer["detail"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(entry)
+            .collect()
     }
 }
 
 fn dechunk(mut bytes: &[u8]) -> Vec<u8> {
     let mut body = Vec::new();
     while let Some(end) = bytes.windows(2).position(|window| window == b"\r\n") {
-        let size = usize::from_str_radix(std::str::from_utf8(&bytes[..end]).unwrap().trim(), 16).unwrap();
+        let size =
+            usize::from_str_radix(std::str::from_utf8(&bytes[..end]).unwrap().trim(), 16).unwrap();
         if size == 0 {
             break;
         }
