@@ -223,7 +223,6 @@ fn routes_have_fastapis_manners() {
         preflight("http://evil.example").header("access-control-allow-origin"),
         None
     );
-
 }
 
 #[test]

@@ -24,7 +24,10 @@ pub struct Limits {
 /// 16384 pixels a side and 128 million pixels: larger than any picture the models make, small enough to decode.
 impl Default for Limits {
     fn default() -> Self {
-        Self { side: 16384, pixels: 128 << 20 }
+        Self {
+            side: 16384,
+            pixels: 128 << 20,
+        }
     }
 }
 
@@ -37,7 +40,11 @@ impl Limits {
         } else {
             return Ok(());
         };
-        Err(Error::TooLarge { width, height, limit })
+        Err(Error::TooLarge {
+            width,
+            height,
+            limit,
+        })
     }
 }
 
@@ -68,7 +75,9 @@ pub(super) fn decoder(bytes: &[u8]) -> Result<impl ImageDecoder + '_, Error> {
         Format::Jpeg => image::ImageFormat::Jpeg,
         Format::WebP => image::ImageFormat::WebP,
     };
-    ImageReader::with_format(Cursor::new(bytes), format).into_decoder().map_err(Error::Decode)
+    ImageReader::with_format(Cursor::new(bytes), format)
+        .into_decoder()
+        .map_err(Error::Decode)
 }
 
 /// Decodes the base64 text of a picture: bare, or a `data:image/…;base64,` URL. Padding and white space do not matter.
@@ -78,13 +87,20 @@ pub(super) fn decoder(bytes: &[u8]) -> Result<impl ImageDecoder + '_, Error> {
 pub fn decode_base64(text: &str) -> Result<Vec<u8>, Error> {
     const ENGINE: GeneralPurpose = GeneralPurpose::new(
         &alphabet::STANDARD,
-        GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent).with_decode_allow_trailing_bits(true),
+        GeneralPurposeConfig::new()
+            .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+            .with_decode_allow_trailing_bits(true),
     );
-    let problem = |problem| Error::Base64 { problem, source: None };
+    let problem = |problem| Error::Base64 {
+        problem,
+        source: None,
+    };
     let text = text.trim();
     let body = match text.strip_prefix("data:") {
         Some(url) => {
-            let (media, body) = url.split_once(',').ok_or_else(|| problem("a data URL without a comma"))?;
+            let (media, body) = url
+                .split_once(',')
+                .ok_or_else(|| problem("a data URL without a comma"))?;
             if !media.starts_with("image/") || !media.ends_with(";base64") {
                 return Err(problem("a data URL that is no `image/…;base64`"));
             }
@@ -102,21 +118,45 @@ pub fn decode_base64(text: &str) -> Result<Vec<u8>, Error> {
     } else {
         body
     };
-    ENGINE.decode(body).map_err(|source| Error::Base64 { problem: "a character or length that base64 does not have", source: Some(source) })
+    ENGINE.decode(body).map_err(|source| Error::Base64 {
+        problem: "a character or length that base64 does not have",
+        source: Some(source),
+    })
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
 
     #[test]
     fn base64_comes_bare_or_as_a_url() {
-        for text in ["iVBORw0K", " aVZCT1J3MEs=\n", "aVZCT1J3MEs", "data:image/png;base64,aVZCT1J3MEs=", "aVZC\r\nT1J3\nMEs="] {
+        for text in [
+            "iVBORw0K",
+            " aVZCT1J3MEs=\n",
+            "aVZCT1J3MEs",
+            "data:image/png;base64,aVZCT1J3MEs=",
+            "aVZC\r\nT1J3\nMEs=",
+        ] {
             assert!(decode_base64(text).is_ok(), "{text}");
         }
-        assert_eq!(decode_base64("data:image/png;base64,aVZCT1J3MEs=").unwrap(), b"iVBORw0K");
-        for text in ["", "data:image/png;base64", "data:image/png,abc", "data:text/plain;base64,YQ==", "data:image/png;base64,", "####", "a"] {
-            assert!(matches!(decode_base64(text), Err(Error::Base64 { .. })), "{text}");
+        assert_eq!(
+            decode_base64("data:image/png;base64,aVZCT1J3MEs=").unwrap(),
+            b"iVBORw0K"
+        );
+        for text in [
+            "",
+            "data:image/png;base64",
+            "data:image/png,abc",
+            "data:text/plain;base64,YQ==",
+            "data:image/png;base64,",
+            "####",
+            "a",
+        ] {
+            assert!(
+                matches!(decode_base64(text), Err(Error::Base64 { .. })),
+                "{text}"
+            );
         }
     }
 }

@@ -15,13 +15,23 @@ const ASCII: &[u8; 8] = b"ASCII\0\0\0";
 
 /// Builds the block for `text`.
 pub(super) fn user_comment_block(text: &str) -> Vec<u8> {
-    let comment: Vec<u8> = UNICODE.iter().copied().chain(text.encode_utf16().flat_map(u16::to_be_bytes)).collect();
+    let comment: Vec<u8> = UNICODE
+        .iter()
+        .copied()
+        .chain(text.encode_utf16().flat_map(u16::to_be_bytes))
+        .collect();
     let mut block = Vec::with_capacity(44 + comment.len());
     block.extend(b"MM\0\x2a");
     block.extend(8u32.to_be_bytes());
     // A directory is a count, entries of 12 bytes and the offset of the next directory.
     extend_directory(&mut block, EXIF_DIRECTORY, TYPE_LONG, 1, 26);
-    extend_directory(&mut block, USER_COMMENT, TYPE_UNDEFINED, comment.len() as u32, 44);
+    extend_directory(
+        &mut block,
+        USER_COMMENT,
+        TYPE_UNDEFINED,
+        comment.len() as u32,
+        44,
+    );
     block.extend(comment);
     block
 }
@@ -64,18 +74,28 @@ impl<'a> Tiff<'a> {
 
     fn short(&self, at: u32) -> Option<u16> {
         let bytes = self.bytes.get(at as usize..)?.first_chunk()?;
-        Some(if self.big_endian { u16::from_be_bytes(*bytes) } else { u16::from_le_bytes(*bytes) })
+        Some(if self.big_endian {
+            u16::from_be_bytes(*bytes)
+        } else {
+            u16::from_le_bytes(*bytes)
+        })
     }
 
     fn long(&self, at: u32) -> Option<u32> {
         let bytes = self.bytes.get(at as usize..)?.first_chunk()?;
-        Some(if self.big_endian { u32::from_be_bytes(*bytes) } else { u32::from_le_bytes(*bytes) })
+        Some(if self.big_endian {
+            u32::from_be_bytes(*bytes)
+        } else {
+            u32::from_le_bytes(*bytes)
+        })
     }
 
     /// Position of the entry `tag` in the directory at `directory`.
     fn entry(&self, directory: u32, tag: u16) -> Option<u32> {
         let count = u32::from(self.short(directory)?);
-        (0..count).map_while(|index| directory.checked_add(2 + 12 * index)).find(|&entry| self.short(entry) == Some(tag))
+        (0..count)
+            .map_while(|index| directory.checked_add(2 + 12 * index))
+            .find(|&entry| self.short(entry) == Some(tag))
     }
 }
 
@@ -93,10 +113,25 @@ fn decode_comment(bytes: &[u8]) -> String {
 
 /// UTF-16 in the byte order that makes more of it Latin: writers disagree about the order, not about the prefix.
 fn decode_utf16(bytes: &[u8]) -> String {
-    let zeros = |offset: usize| bytes.iter().skip(offset).step_by(2).filter(|&&byte| byte == 0).count();
+    let zeros = |offset: usize| {
+        bytes
+            .iter()
+            .skip(offset)
+            .step_by(2)
+            .filter(|&&byte| byte == 0)
+            .count()
+    };
     let little_endian = zeros(1) > zeros(0);
-    let units = bytes.chunks_exact(2).map(|pair| if little_endian { u16::from_le_bytes([pair[0], pair[1]]) } else { u16::from_be_bytes([pair[0], pair[1]]) });
-    char::decode_utf16(units).map(|unit| unit.unwrap_or(char::REPLACEMENT_CHARACTER)).collect()
+    let units = bytes.chunks_exact(2).map(|pair| {
+        if little_endian {
+            u16::from_le_bytes([pair[0], pair[1]])
+        } else {
+            u16::from_be_bytes([pair[0], pair[1]])
+        }
+    });
+    char::decode_utf16(units)
+        .map(|unit| unit.unwrap_or(char::REPLACEMENT_CHARACTER))
+        .collect()
 }
 
 #[cfg(test)]
@@ -104,8 +139,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_block_is_piexifs() {
+    fn the_block_is_piexifs_with_the_link_that_tiff_demands() {
         // piexif.dump({"Exif": {piexif.ExifIFD.UserComment: piexif.helper.UserComment.dump("aé", encoding="unicode")}})[6:]
+        let piexif = b"MM\0*\0\0\0\x08\0\x01\x87\x69\0\x04\0\0\0\x01\0\0\0\x1a\0\0\0\0\0\x01\x92\x86\0\x07\0\0\0\x0c\0\0\0\x28UNICODE\0\0a\0\xe9";
+        assert_eq!(read_user_comment(piexif).as_deref(), Some("aé"));
         let expected = b"MM\0*\0\0\0\x08\0\x01\x87\x69\0\x04\0\0\0\x01\0\0\0\x1a\0\0\0\0\0\x01\x92\x86\0\x07\0\0\0\x0c\0\0\0\x2c\0\0\0\0UNICODE\0\0a\0\xe9";
         assert_eq!(user_comment_block("aé"), expected);
     }
@@ -113,11 +150,17 @@ mod tests {
     #[test]
     fn either_byte_order_and_plain_text_are_read() {
         for text in ["", "a", "日本, Steps: 20\n😀"] {
-            assert_eq!(read_user_comment(&user_comment_block(text)).as_deref(), Some(text));
+            assert_eq!(
+                read_user_comment(&user_comment_block(text)).as_deref(),
+                Some(text)
+            );
         }
         assert_eq!(decode_comment(b"UNICODE\0a\0b\0"), "ab");
         assert_eq!(decode_comment(b"ASCII\0\0\0plain\0"), "plain");
-        assert_eq!(decode_comment(b"plain text without prefix"), "plain text without prefix");
+        assert_eq!(
+            decode_comment(b"plain text without prefix"),
+            "plain text without prefix"
+        );
     }
 
     #[test]

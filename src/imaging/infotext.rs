@@ -10,7 +10,9 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
-pub use fields::{Completion, OVERRIDES, SAME_CHECKPOINT, SAME_SAMPLER, SAME_SCHEDULER, split_sampler};
+pub use fields::{
+    Completion, OVERRIDES, SAME_CHECKPOINT, SAME_SAMPLER, SAME_SCHEDULER, split_sampler,
+};
 pub use value::{Value, python_float};
 
 /// Keyword of the text in a PNG.
@@ -22,8 +24,10 @@ const FEWEST_PAIRS: usize = 3;
 const NEGATIVE: &str = "Negative prompt:";
 
 /// One pair: a key of at least two characters, then a JSON string or text up to the next comma.
-static PAIR: LazyLock<Regex> =
-    LazyLock::new(|| Regex::new(r#"\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)"#).expect("a constant pattern"));
+static PAIR: LazyLock<Regex> = LazyLock::new(|| {
+    Regex::new(r#"\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)"#)
+        .expect("a constant pattern")
+});
 
 /// Ordered key-value pairs of the parameter line. A key keeps the place it got first, whatever its value becomes.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -41,7 +45,11 @@ impl Params {
     /// Sets `key`: in its place if it has one, else at the end.
     pub fn insert(&mut self, key: impl Into<String>, value: impl Into<Value>) {
         let (key, value) = (key.into(), value.into());
-        match self.entries.iter_mut().find(|(existing, _)| *existing == key) {
+        match self
+            .entries
+            .iter_mut()
+            .find(|(existing, _)| *existing == key)
+        {
             Some((_, slot)) => *slot = value,
             None => self.entries.push((key, value)),
         }
@@ -64,18 +72,26 @@ impl Params {
     /// The value of `key`.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&Value> {
-        self.entries.iter().find(|(existing, _)| existing == key).map(|(_, value)| value)
+        self.entries
+            .iter()
+            .find(|(existing, _)| existing == key)
+            .map(|(_, value)| value)
     }
 
     /// Takes `key` out.
     pub fn remove(&mut self, key: &str) -> Option<Value> {
-        let at = self.entries.iter().position(|(existing, _)| existing == key)?;
+        let at = self
+            .entries
+            .iter()
+            .position(|(existing, _)| existing == key)?;
         Some(self.entries.remove(at).1)
     }
 
     /// The pairs in order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Value)> {
-        self.entries.iter().map(|(key, value)| (key.as_str(), value))
+        self.entries
+            .iter()
+            .map(|(key, value)| (key.as_str(), value))
     }
 
     /// Number of pairs.
@@ -95,7 +111,11 @@ impl Params {
     pub fn to_line(&self) -> String {
         let pair = |(key, value): &(String, Value)| {
             let text = value.to_string();
-            if *key == text { text } else { format!("{key}: {}", quote(&text)) }
+            if *key == text {
+                text
+            } else {
+                format!("{key}: {}", quote(&text))
+            }
         };
         self.entries.iter().map(pair).collect::<Vec<_>>().join(", ")
     }
@@ -133,7 +153,11 @@ impl serde::Serialize for Params {
 /// ```
 #[must_use]
 pub fn build(prompt: &str, negative_prompt: &str, params: &Params) -> String {
-    let negative = if negative_prompt.is_empty() { String::new() } else { format!("\n{NEGATIVE} {negative_prompt}") };
+    let negative = if negative_prompt.is_empty() {
+        String::new()
+    } else {
+        format!("\n{NEGATIVE} {negative_prompt}")
+    };
     trim(&format!("{prompt}{negative}\n{}", params.to_line())).to_string()
 }
 
@@ -152,10 +176,15 @@ pub struct Parsed {
 #[must_use]
 pub fn parse(text: &str) -> Parsed {
     let text = trim(text);
-    let (lines, last) = text.rsplit_once('\n').map_or((None, text), |(lines, last)| (Some(lines), last));
+    let (lines, last) = text
+        .rsplit_once('\n')
+        .map_or((None, text), |(lines, last)| (Some(lines), last));
     let is_parameters = PAIR.find_iter(last).take(FEWEST_PAIRS).count() == FEWEST_PAIRS;
     let mut parsed = Parsed::default();
-    let prompt_lines = lines.into_iter().flat_map(|lines| lines.split('\n')).chain((!is_parameters).then_some(last));
+    let prompt_lines = lines
+        .into_iter()
+        .flat_map(|lines| lines.split('\n'))
+        .chain((!is_parameters).then_some(last));
     let mut in_negative = false;
     for line in prompt_lines {
         let mut line = trim(line);
@@ -163,7 +192,11 @@ pub fn parse(text: &str) -> Parsed {
             in_negative = true;
             line = trim(rest);
         }
-        let part = if in_negative { &mut parsed.negative_prompt } else { &mut parsed.prompt };
+        let part = if in_negative {
+            &mut parsed.negative_prompt
+        } else {
+            &mut parsed.prompt
+        };
         if !part.is_empty() {
             part.push('\n');
         }
@@ -183,14 +216,21 @@ pub fn parse(text: &str) -> Parsed {
 /// Puts a value in quotes, as a JSON string, if a comma, a colon or a line end in it would mislead a reader.
 #[must_use]
 pub fn quote(text: &str) -> String {
-    if text.contains([',', '\n', ':']) { serde_json::Value::from(text).to_string() } else { text.to_string() }
+    if text.contains([',', '\n', ':']) {
+        serde_json::Value::from(text).to_string()
+    } else {
+        text.to_string()
+    }
 }
 
 /// Undoes [`quote`]; text that is no JSON string stays as it is.
 #[must_use]
 pub fn unquote(text: &str) -> String {
     let quoted = text.len() > 1 && text.starts_with('"') && text.ends_with('"');
-    quoted.then(|| serde_json::from_str(text).ok()).flatten().unwrap_or_else(|| text.to_string())
+    quoted
+        .then(|| serde_json::from_str(text).ok())
+        .flatten()
+        .unwrap_or_else(|| text.to_string())
 }
 
 /// Trims what Python's `str.strip` trims.
@@ -199,6 +239,7 @@ fn trim(text: &str) -> &str {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
 
@@ -210,25 +251,42 @@ mod tests {
         params.insert_default("Seed", 5);
         params.insert("CFG scale", 7.0);
         params.insert("Extra", "Extra");
-        assert_eq!(params.to_line(), "Steps: 30, Seed: 1, CFG scale: 7.0, Extra");
-        assert_eq!(serde_json::to_string(&params).unwrap(), r#"{"Steps":30,"Seed":1,"CFG scale":7.0,"Extra":"Extra"}"#);
+        assert_eq!(
+            params.to_line(),
+            "Steps: 30, Seed: 1, CFG scale: 7.0, Extra"
+        );
+        assert_eq!(
+            serde_json::to_string(&params).unwrap(),
+            r#"{"Steps":30,"Seed":1,"CFG scale":7.0,"Extra":"Extra"}"#
+        );
         assert_eq!(params.remove("Steps"), Some(Value::Int(30)));
         assert_eq!((params.len(), params.is_empty()), (3, false));
     }
 
     #[test]
     fn only_misleading_values_are_quoted() {
-        for (text, quoted) in [("a b", "a b"), ("x: 1", "\"x: 1\""), ("é, \"日\"\n\\", "\"é, \\\"日\\\"\\n\\\\\""), ("\"a\"", "\"a\"")] {
+        for (text, quoted) in [
+            ("a b", "a b"),
+            ("x: 1", "\"x: 1\""),
+            ("é, \"日\"\n\\", "\"é, \\\"日\\\"\\n\\\\\""),
+            ("\"a\"", "\"a\""),
+        ] {
             assert_eq!(quote(text), quoted);
         }
         assert_eq!(unquote("\"x: \\u00e9\""), "x: é");
-        assert_eq!((unquote("\"broken\\\""), unquote("\"")), ("\"broken\\\"".to_string(), "\"".to_string()));
+        assert_eq!(
+            (unquote("\"broken\\\""), unquote("\"")),
+            ("\"broken\\\"".to_string(), "\"".to_string())
+        );
     }
 
     #[test]
     fn two_pairs_are_prompt_text() {
         let parsed = parse("Steps: 20, Seed: 1");
-        assert_eq!((parsed.prompt.as_str(), parsed.params.len()), ("Steps: 20, Seed: 1", 0));
+        assert_eq!(
+            (parsed.prompt.as_str(), parsed.params.len()),
+            ("Steps: 20, Seed: 1", 0)
+        );
         assert_eq!(parse(""), Parsed::default());
     }
 }

@@ -107,7 +107,9 @@ fn next_pattern(text: &str) -> Option<(&str, &str, &str)> {
     loop {
         let close = from + text[from..].find(']')?;
         match text[..close].rfind('[') {
-            Some(open) if open >= from && open + 1 < close => return Some((&text[..open], &text[open + 1..close], &text[close + 1..])),
+            Some(open) if open >= from && open + 1 < close => {
+                return Some((&text[..open], &text[open + 1..close], &text[close + 1..]));
+            }
             _ => from = close + 1,
         }
     }
@@ -117,7 +119,11 @@ fn next_pattern(text: &str) -> Option<(&str, &str, &str)> {
 fn split_arguments(inside: &str) -> (&str, Vec<&str>) {
     let mut arguments = Vec::new();
     let mut key = inside;
-    while let Some((name, argument)) = key.strip_suffix('>').and_then(|text| text.rsplit_once('<')).filter(|(_, argument)| !argument.contains('>')) {
+    while let Some((name, argument)) = key
+        .strip_suffix('>')
+        .and_then(|text| text.rsplit_once('<'))
+        .filter(|(_, argument)| !argument.contains('>'))
+    {
         arguments.insert(0, argument);
         key = name;
     }
@@ -128,13 +134,25 @@ fn replacement(key: &str, arguments: &[&str], context: &NameContext<'_>) -> Repl
     let single_batch = context.batch_size <= 1;
     let text = match key {
         "seed" => context.seed.to_string(),
-        "seed_first" => context.all_seeds.first().filter(|_| !single_batch).unwrap_or(&context.seed).to_string(),
-        "seed_last" if single_batch => return Replacement::Vanish,
-        "seed_last" => context.all_seeds.last().unwrap_or(&context.seed).to_string(),
-        "batch_number" if single_batch => return Replacement::Vanish,
+        "seed_first" => context
+            .all_seeds
+            .first()
+            .filter(|_| !single_batch)
+            .unwrap_or(&context.seed)
+            .to_string(),
+        "seed_last" | "batch_number" if single_batch => return Replacement::Vanish,
+        "seed_last" => context
+            .all_seeds
+            .last()
+            .unwrap_or(&context.seed)
+            .to_string(),
         "batch_number" => (context.batch_index + 1).to_string(),
-        "generation_number" if single_batch && context.batch_count <= 1 => return Replacement::Vanish,
-        "generation_number" => (context.iteration * context.batch_size + context.batch_index + 1).to_string(),
+        "generation_number" if single_batch && context.batch_count <= 1 => {
+            return Replacement::Vanish;
+        }
+        "generation_number" => {
+            (context.iteration * context.batch_size + context.batch_index + 1).to_string()
+        }
         "denoising" => match context.denoising {
             Some(strength) => strength.to_string(),
             None => return Replacement::Vanish,
@@ -149,7 +167,10 @@ fn replacement(key: &str, arguments: &[&str], context: &NameContext<'_>) -> Repl
         "datetime" => date_time(context.time, arguments),
         "job_timestamp" => context.job_timestamp.to_string(),
         "none" => String::new(),
-        _ => return named_text(key, arguments, context).map_or(Replacement::Unknown, Replacement::Text),
+        _ => {
+            return named_text(key, arguments, context)
+                .map_or(Replacement::Unknown, Replacement::Text);
+        }
     };
     Replacement::Text(text)
 }
@@ -158,23 +179,38 @@ fn replacement(key: &str, arguments: &[&str], context: &NameContext<'_>) -> Repl
 fn named_text(key: &str, arguments: &[&str], context: &NameContext<'_>) -> Option<String> {
     Some(match key {
         "styles" => {
-            let styles = context.styles.iter().filter(|&&style| style != "None").copied().collect::<Vec<_>>().join(", ");
+            let styles = context
+                .styles
+                .iter()
+                .filter(|&&style| style != "None")
+                .copied()
+                .collect::<Vec<_>>()
+                .join(", ");
             sanitize(if styles.is_empty() { "None" } else { &styles })
         }
         "sampler" => sanitize(context.sampler),
         "scheduler" => sanitize(context.scheduler),
-        "sampler_scheduler" if context.scheduler.is_empty() || context.scheduler == "Automatic" => sanitize(context.sampler),
+        "sampler_scheduler" if context.scheduler.is_empty() || context.scheduler == "Automatic" => {
+            sanitize(context.sampler)
+        }
         "sampler_scheduler" => sanitize(&format!("{} {}", context.sampler, context.scheduler)),
         "model_hash" => sanitize(context.model_hash),
         "model_name" => sanitize(context.model_name),
-        "vae_filename" => sanitize(if context.vae_filename.is_empty() { "NoneType" } else { context.vae_filename }),
+        "vae_filename" => sanitize(if context.vae_filename.is_empty() {
+            "NoneType"
+        } else {
+            context.vae_filename
+        }),
         "prompt" => sanitize(&context.prompt.replace(' ', "_")),
         "prompt_spaces" => sanitize(context.prompt),
         "prompt_no_styles" => sanitize(context.prompt_no_styles),
         "prompt_words" => prompt_words(context.prompt),
         "prompt_hash" => hash(context.prompt.as_bytes(), arguments),
         "negative_prompt_hash" => hash(context.negative_prompt.as_bytes(), arguments),
-        "full_prompt_hash" => hash(format!("{} {}", context.prompt, context.negative_prompt).as_bytes(), arguments),
+        "full_prompt_hash" => hash(
+            format!("{} {}", context.prompt, context.negative_prompt).as_bytes(),
+            arguments,
+        ),
         "image_hash" => hash(context.pixels, arguments),
         "hasprompt" => has_prompt(context.prompt, arguments),
         "user" => sanitize(context.user?),
@@ -187,12 +223,24 @@ fn named_text(key: &str, arguments: &[&str], context: &NameContext<'_>) -> Optio
 ///
 /// Zones are UTC or an offset such as `+02:00`: names of places would need a table of zones.
 fn date_time(time: DateTime<FixedOffset>, arguments: &[&str]) -> String {
-    let format = arguments.first().copied().filter(|format| !format.is_empty() && StrftimeItems::new(format).all(|item| item != Item::Error));
-    let zone = arguments.get(1).and_then(|zone| match zone.to_ascii_uppercase().as_str() {
-        "UTC" | "GMT" => Some(time.with_timezone(&Utc).fixed_offset()),
-        _ => zone.parse().ok().map(|offset: FixedOffset| time.with_timezone(&offset)),
+    let format = arguments.first().copied().filter(|format| {
+        !format.is_empty() && StrftimeItems::new(format).all(|item| item != Item::Error)
     });
-    sanitize(&zone.unwrap_or(time).format(format.unwrap_or(DATETIME)).to_string())
+    let zone = arguments
+        .get(1)
+        .and_then(|zone| match zone.to_ascii_uppercase().as_str() {
+            "UTC" | "GMT" => Some(time.with_timezone(&Utc).fixed_offset()),
+            _ => zone
+                .parse()
+                .ok()
+                .map(|offset: FixedOffset| time.with_timezone(&offset)),
+        });
+    sanitize(
+        &zone
+            .unwrap_or(time)
+            .format(format.unwrap_or(DATETIME))
+            .to_string(),
+    )
 }
 
 fn prompt_words(prompt: &str) -> String {
@@ -201,24 +249,44 @@ fn prompt_words(prompt: &str) -> String {
         .filter(|word| !word.is_empty())
         .take(PROMPT_WORDS)
         .collect();
-    sanitize(&if words.is_empty() { "empty".to_string() } else { words.join(" ") })
+    sanitize(&if words.is_empty() {
+        "empty".to_string()
+    } else {
+        words.join(" ")
+    })
 }
 
 /// The first digits of the SHA-256 of `data`: 8, or as many as the argument says.
 fn hash(data: &[u8], arguments: &[&str]) -> String {
-    let length = arguments.first().and_then(|length| length.parse().ok()).filter(|&length| length > 0).unwrap_or(8);
-    Sha256::digest(data).iter().flat_map(|byte| [byte >> 4, byte & 15]).take(length).filter_map(|digit| char::from_digit(digit.into(), 16)).collect()
+    let length = arguments
+        .first()
+        .and_then(|length| length.parse().ok())
+        .filter(|&length| length > 0)
+        .unwrap_or(8);
+    Sha256::digest(data)
+        .iter()
+        .flat_map(|byte| [byte >> 4, byte & 15])
+        .take(length)
+        .filter_map(|digit| char::from_digit(digit.into(), 16))
+        .collect()
 }
 
 /// For each `word|otherwise`: the word if the prompt has it, else the other text.
 fn has_prompt(prompt: &str, arguments: &[&str]) -> String {
     let prompt = prompt.to_lowercase();
-    let chosen = arguments.iter().filter(|argument| !argument.is_empty()).map(|argument| {
-        let (word, otherwise) = argument.split_once('|').unwrap_or((argument, ""));
-        let word = word.to_lowercase();
-        let otherwise = otherwise.split('|').next().unwrap_or_default();
-        if prompt.contains(&word) { word } else { otherwise.to_string() }
-    });
+    let chosen = arguments
+        .iter()
+        .filter(|argument| !argument.is_empty())
+        .map(|argument| {
+            let (word, otherwise) = argument.split_once('|').unwrap_or((argument, ""));
+            let word = word.to_lowercase();
+            let otherwise = otherwise.split('|').next().unwrap_or_default();
+            if prompt.contains(&word) {
+                word
+            } else {
+                otherwise.to_string()
+            }
+        });
     sanitize(&chosen.collect::<String>())
 }
 
@@ -228,7 +296,13 @@ fn has_prompt(prompt: &str, arguments: &[&str]) -> String {
 pub fn sanitize(text: &str) -> String {
     let allowed: String = text
         .chars()
-        .map(|c| if c.is_control() || "#<>:\"/\\|?*".contains(c) { '_' } else { c })
+        .map(|c| {
+            if c.is_control() || "#<>:\"/\\|?*".contains(c) {
+                '_'
+            } else {
+                c
+            }
+        })
         .skip_while(|&c| c == ' ')
         .take(LONGEST_PART)
         .collect();
@@ -236,6 +310,7 @@ pub fn sanitize(text: &str) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
 
@@ -271,17 +346,35 @@ mod tests {
             ("[datetime<%Q><Mars>]", "20240309233005"),
             ("[model_name][styles][none]", "sd_xlNone"),
             ("[prompt_words]", "a Cat lora x 1 on a mat"),
-            ("[prompt]", "a_Cat,__lora_x_1__on_a_mat._It_sleeps_all_day_long"),
+            (
+                "[prompt]",
+                "a_Cat,__lora_x_1__on_a_mat._It_sleeps_all_day_long",
+            ),
             ("[hasprompt<cat|no><dog|nodog><bird>]", "catnodog"),
             ("[prompt_hash]-[prompt_hash<4>]", "4c9e54c7-4c9e"),
             ("x[batch_number]y[denoising]z[seed_last]", ""),
-            ("x[nothing<a>]y[user] [[seed] []", "x[nothing]y[user] [42 []"),
+            (
+                "x[nothing<a>]y[user] [[seed] []",
+                "x[nothing]y[user] [42 []",
+            ),
             ("no pattern", "no pattern"),
         ] {
             assert_eq!(apply_pattern(pattern, &context()), name, "{pattern}");
         }
-        let batch = NameContext { batch_size: 2, batch_index: 1, iteration: 3, denoising: Some("0.5"), ..context() };
-        assert_eq!(apply_pattern("[seed_first] [seed_last]-[batch_number]-[generation_number]-[denoising]", &batch), "42 43-2-8-0.5");
+        let batch = NameContext {
+            batch_size: 2,
+            batch_index: 1,
+            iteration: 3,
+            denoising: Some("0.5"),
+            ..context()
+        };
+        assert_eq!(
+            apply_pattern(
+                "[seed_first] [seed_last]-[batch_number]-[generation_number]-[denoising]",
+                &batch
+            ),
+            "42 43-2-8-0.5"
+        );
     }
 
     #[test]

@@ -42,7 +42,10 @@ pub struct SaveRequest<'a> {
 /// [`Error::Write`] names the file or directory and the cause; [`Error::NoFreeName`] if 500 numbers were taken.
 pub fn save(request: &SaveRequest<'_>) -> Result<PathBuf, Error> {
     let directory = subdirectory(request.root, request.subdirectory);
-    fs::create_dir_all(&directory).map_err(|source| Error::Write { path: directory.clone(), source })?;
+    fs::create_dir_all(&directory).map_err(|source| Error::Write {
+        path: directory.clone(),
+        source,
+    })?;
     let stem = naming_part(request.stem);
     let path = if request.numbered || stem.is_empty() {
         save_numbered(&directory, request, &stem)?
@@ -52,29 +55,54 @@ pub fn save(request: &SaveRequest<'_>) -> Result<PathBuf, Error> {
         path
     };
     if let Some(text) = request.sidecar {
-        write_whole(&path.with_extension("txt"), text.as_bytes(), Existing::Replace)?;
+        write_whole(
+            &path.with_extension("txt"),
+            text.as_bytes(),
+            Existing::Replace,
+        )?;
     }
     Ok(path)
 }
 
-fn save_numbered(directory: &Path, request: &SaveRequest<'_>, stem: &str) -> Result<PathBuf, Error> {
+fn save_numbered(
+    directory: &Path,
+    request: &SaveRequest<'_>,
+    stem: &str,
+) -> Result<PathBuf, Error> {
     let prefix = naming_part(request.basename);
-    let prefix = if prefix.is_empty() { prefix } else { format!("{prefix}-") };
+    let prefix = if prefix.is_empty() {
+        prefix
+    } else {
+        format!("{prefix}-")
+    };
     let first = next_number(directory, &prefix)?;
-    let decoration = if stem.is_empty() { String::new() } else { format!("-{stem}") };
+    let decoration = if stem.is_empty() {
+        String::new()
+    } else {
+        format!("-{stem}")
+    };
     let digits = if prefix.is_empty() { 5 } else { 4 };
     for number in first..first + TRIES as u64 {
-        let path = directory.join(file_name(&format!("{prefix}{number:0digits$}{decoration}"), request.extension));
+        let path = directory.join(file_name(
+            &format!("{prefix}{number:0digits$}{decoration}"),
+            request.extension,
+        ));
         if write_whole(&path, request.bytes, Existing::Keep)? {
             return Ok(path);
         }
     }
-    Err(Error::NoFreeName { directory: directory.to_path_buf(), tried: TRIES })
+    Err(Error::NoFreeName {
+        directory: directory.to_path_buf(),
+        tried: TRIES,
+    })
 }
 
 /// One more than the highest number that files in `directory` begin with, after `prefix`.
 fn next_number(directory: &Path, prefix: &str) -> Result<u64, Error> {
-    let failed = |source| Error::Write { path: directory.to_path_buf(), source };
+    let failed = |source| Error::Write {
+        path: directory.to_path_buf(),
+        source,
+    };
     let mut next = 0;
     for entry in fs::read_dir(directory).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name();
@@ -84,27 +112,45 @@ fn next_number(directory: &Path, prefix: &str) -> Result<u64, Error> {
             stem.split('-').next()?.parse::<u64>().ok()
         });
         // A name of twenty digits is nobody's counter.
-        next = next.max(number.filter(|&number| number < u64::MAX / 2).map_or(0, |number| number + 1));
+        next = next.max(
+            number
+                .filter(|&number| number < u64::MAX / 2)
+                .map_or(0, |number| number + 1),
+        );
     }
     Ok(next)
 }
 
 /// `root` with the levels of `name` that are ordinary names.
 fn subdirectory(root: &Path, name: &str) -> PathBuf {
-    let levels = name.split(['/', '\\']).map(naming_part).filter(|level| !level.is_empty());
+    let levels = name
+        .split(['/', '\\'])
+        .map(naming_part)
+        .filter(|level| !level.is_empty());
     levels.fold(root.to_path_buf(), |path, level| path.join(level))
 }
 
 /// A name without separators and control characters, without blanks and dots at its end. `..` becomes empty.
 fn naming_part(name: &str) -> String {
-    let clean: String = name.chars().map(|c| if c.is_control() || c == '/' || c == '\\' { '_' } else { c }).collect();
+    let clean: String = name
+        .chars()
+        .map(|c| {
+            if c.is_control() || c == '/' || c == '\\' {
+                '_'
+            } else {
+                c
+            }
+        })
+        .collect();
     clean.trim_start().trim_end_matches([' ', '.']).to_string()
 }
 
 /// Joins stem and extension, cutting the stem so that the name fits.
 fn file_name(stem: &str, extension: &str) -> String {
     let extension = naming::sanitize(extension);
-    let mut end = stem.len().min(LONGEST_NAME.saturating_sub(extension.len() + 1));
+    let mut end = stem
+        .len()
+        .min(LONGEST_NAME.saturating_sub(extension.len() + 1));
     while !stem.is_char_boundary(end) {
         end -= 1;
     }
@@ -119,7 +165,10 @@ enum Existing {
 
 /// Writes a hidden file and renames it to `path`; `false` if the name is taken and to be kept.
 fn write_whole(path: &Path, bytes: &[u8], existing: Existing) -> Result<bool, Error> {
-    let failed = |source| Error::Write { path: path.to_path_buf(), source };
+    let failed = |source| Error::Write {
+        path: path.to_path_buf(),
+        source,
+    };
     let taken = || existing == Existing::Keep && path.exists();
     if taken() {
         return Ok(false);
@@ -137,7 +186,11 @@ fn write_whole(path: &Path, bytes: &[u8], existing: Existing) -> Result<bool, Er
         opened => opened.map_err(failed)?,
     };
     // The name may have been taken between the first look and the hidden file, which now keeps others off.
-    let outcome = if taken() { Ok(false) } else { finish(file, bytes, &hidden, path).map(|()| true) };
+    let outcome = if taken() {
+        Ok(false)
+    } else {
+        finish(file, bytes, &hidden, path).map(|()| true)
+    };
     if !matches!(outcome, Ok(true)) {
         // The first error is the one to report; a hidden file left behind disturbs nobody.
         let _ = fs::remove_file(&hidden);
@@ -153,15 +206,28 @@ fn finish(mut file: File, bytes: &[u8], hidden: &Path, path: &Path) -> io::Resul
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
 
     fn request<'a>(root: &'a Path, stem: &'a str) -> SaveRequest<'a> {
-        SaveRequest { root, subdirectory: "2024-03-09", basename: "", stem, numbered: true, extension: "png", bytes: b"pixels", sidecar: None }
+        SaveRequest {
+            root,
+            subdirectory: "2024-03-09",
+            basename: "",
+            stem,
+            numbered: true,
+            extension: "png",
+            bytes: b"pixels",
+            sidecar: None,
+        }
     }
 
     fn names(directory: &Path) -> Vec<String> {
-        let mut names: Vec<_> = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<_> = fs::read_dir(directory)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
         names.sort();
         names
     }
@@ -170,25 +236,59 @@ mod tests {
     fn numbers_go_on_from_the_highest() {
         let root = tempfile::tempdir().unwrap();
         let day = root.path().join("2024-03-09");
-        assert_eq!(save(&request(root.path(), "42")).unwrap(), day.join("00000-42.png"));
+        assert_eq!(
+            save(&request(root.path(), "42")).unwrap(),
+            day.join("00000-42.png")
+        );
         fs::write(day.join("00007-9.jpg"), "").unwrap();
         fs::write(day.join("notes.txt"), "").unwrap();
-        let with_text = SaveRequest { sidecar: Some("a cat"), ..request(root.path(), "") };
+        let with_text = SaveRequest {
+            sidecar: Some("a cat"),
+            ..request(root.path(), "")
+        };
         assert_eq!(save(&with_text).unwrap(), day.join("00008.png"));
-        let grid = SaveRequest { basename: "grid", ..request(root.path(), "") };
+        let grid = SaveRequest {
+            basename: "grid",
+            ..request(root.path(), "")
+        };
         assert_eq!(save(&grid).unwrap(), day.join("grid-0000.png"));
         assert_eq!(save(&grid).unwrap(), day.join("grid-0001.png"));
-        let plain = SaveRequest { numbered: false, ..request(root.path(), "name") };
-        assert_eq!((save(&plain).unwrap(), save(&plain).unwrap()), (day.join("name.png"), day.join("name.png")));
-        assert_eq!(names(&day), ["00000-42.png", "00007-9.jpg", "00008.png", "00008.txt", "grid-0000.png", "grid-0001.png", "name.png", "notes.txt"]);
+        let plain = SaveRequest {
+            numbered: false,
+            ..request(root.path(), "name")
+        };
+        assert_eq!(
+            (save(&plain).unwrap(), save(&plain).unwrap()),
+            (day.join("name.png"), day.join("name.png"))
+        );
+        assert_eq!(
+            names(&day),
+            [
+                "00000-42.png",
+                "00007-9.jpg",
+                "00008.png",
+                "00008.txt",
+                "grid-0000.png",
+                "grid-0001.png",
+                "name.png",
+                "notes.txt"
+            ]
+        );
         assert_eq!(fs::read(day.join("00000-42.png")).unwrap(), b"pixels");
     }
 
     #[test]
     fn no_name_leads_out_of_the_root() {
         let root = tempfile::tempdir().unwrap();
-        let hostile = SaveRequest { subdirectory: "../..\\a/./ ../b ", numbered: false, ..request(root.path(), "../../x\0/y") };
-        assert_eq!(save(&hostile).unwrap(), root.path().join("a/b/.._.._x__y.png"));
+        let hostile = SaveRequest {
+            subdirectory: "../..\\a/./ ../b ",
+            numbered: false,
+            ..request(root.path(), "../../x\0/y")
+        };
+        assert_eq!(
+            save(&hostile).unwrap(),
+            root.path().join("a/b/.._.._x__y.png")
+        );
         let long = "é".repeat(300);
         let path = save(&request(root.path(), &long)).unwrap();
         assert!(path.file_name().unwrap().len() <= 255);
@@ -200,6 +300,9 @@ mod tests {
         let file = root.path().join("file");
         fs::write(&file, "").unwrap();
         let error = save(&request(&file, "1")).unwrap_err();
-        assert!(matches!(&error, Error::Write { path, .. } if path.starts_with(&file)), "{error}");
+        assert!(
+            matches!(&error, Error::Write { path, .. } if path.starts_with(&file)),
+            "{error}"
+        );
     }
 }

@@ -20,11 +20,17 @@ pub(super) enum Bias {
 
 impl<'a> Build<'a> {
     pub(super) fn new(source: &'a dyn Source, prefix: &str, place: &'a Placement) -> Self {
-        Self { tensors: Tensors::new(source, prefix), place }
+        Self {
+            tensors: Tensors::new(source, prefix),
+            place,
+        }
     }
 
     pub(super) fn sub(&self, name: impl std::fmt::Display) -> Self {
-        Self { tensors: self.tensors.sub(name), place: self.place }
+        Self {
+            tensors: self.tensors.sub(name),
+            place: self.place,
+        }
     }
 
     pub(super) fn has(&self, name: &str) -> bool {
@@ -40,37 +46,87 @@ impl<'a> Build<'a> {
     }
 
     /// A linear layer, or a 1x1 convolution, which is the same thing channels-last.
-    pub(super) fn linear(&self, name: &str, [outputs, inputs]: [usize; 2], bias: Bias, then: Then) -> Result<Linear, Error> {
+    pub(super) fn linear(
+        &self,
+        name: &str,
+        [outputs, inputs]: [usize; 2],
+        bias: Bias,
+        then: Then,
+    ) -> Result<Linear, Error> {
         self.fused(&[name], [outputs, inputs], bias, then)
     }
 
     /// Several linear layers of the same input as one product, outputs side by side.
-    pub(super) fn fused(&self, names: &[&str], [outputs, inputs]: [usize; 2], bias: Bias, then: Then) -> Result<Linear, Error> {
+    pub(super) fn fused(
+        &self,
+        names: &[&str],
+        [outputs, inputs]: [usize; 2],
+        bias: Bias,
+        then: Then,
+    ) -> Result<Linear, Error> {
         let (mut weight, mut shift) = (Vec::new(), Vec::new());
         for name in names {
             let key = format!("{name}.weight");
             let as_convolution = self.tensors.shape(&key)?.len() == 4;
-            let shape: &[usize] = if as_convolution { &[outputs, inputs, 1, 1] } else { &[outputs, inputs] };
+            let shape: &[usize] = if as_convolution {
+                &[outputs, inputs, 1, 1]
+            } else {
+                &[outputs, inputs]
+            };
             append(&mut weight, self.tensors.read(&key, shape)?);
             if bias == Bias::With {
-                append(&mut shift, self.tensors.read(&format!("{name}.bias"), &[outputs])?);
+                append(
+                    &mut shift,
+                    self.tensors.read(&format!("{name}.bias"), &[outputs])?,
+                );
             }
         }
         let shift = (bias == Bias::With).then_some(shift.as_slice());
-        Ok(Linear::new(self.place, &weight, outputs * names.len(), shift, then)?)
+        Ok(Linear::new(
+            self.place,
+            &weight,
+            outputs * names.len(),
+            shift,
+            then,
+        )?)
     }
 
-    pub(super) fn conv(&self, name: &str, [outputs, inputs]: [usize; 2], sampling: Sampling) -> Result<Conv2d, Error> {
-        let weight = self.tensors.read(&format!("{name}.weight"), &[outputs, inputs, 3, 3])?;
+    pub(super) fn conv(
+        &self,
+        name: &str,
+        [outputs, inputs]: [usize; 2],
+        sampling: Sampling,
+    ) -> Result<Conv2d, Error> {
+        let weight = self
+            .tensors
+            .read(&format!("{name}.weight"), &[outputs, inputs, 3, 3])?;
         let key = format!("{name}.bias");
-        let bias = if self.has(&key) { Some(self.tensors.read(&key, &[outputs])?) } else { None };
-        Ok(Conv2d::new(self.place, &weight, [outputs, inputs, 3], bias.as_deref(), sampling)?)
+        let bias = if self.has(&key) {
+            Some(self.tensors.read(&key, &[outputs])?)
+        } else {
+            None
+        };
+        Ok(Conv2d::new(
+            self.place,
+            &weight,
+            [outputs, inputs, 3],
+            bias.as_deref(),
+            sampling,
+        )?)
     }
 
-    pub(super) fn group_norm(&self, name: &str, channels: usize, eps: f32) -> Result<GroupNorm, Error> {
+    pub(super) fn group_norm(
+        &self,
+        name: &str,
+        channels: usize,
+        eps: f32,
+    ) -> Result<GroupNorm, Error> {
         let key = format!("{name}.weight");
         if channels == 0 || !channels.is_multiple_of(32) {
-            return Err(self.tensors.unfit(&key, format!("{channels} channels do not divide into 32 groups")));
+            return Err(self.tensors.unfit(
+                &key,
+                format!("{channels} channels do not divide into 32 groups"),
+            ));
         }
         let weight = self.tensors.read(&key, &[channels])?;
         let bias = self.tensors.read(&format!("{name}.bias"), &[channels])?;
@@ -87,7 +143,10 @@ impl<'a> Build<'a> {
     pub(super) fn heads(&self, name: &str, channels: usize) -> Result<usize, Error> {
         let head_dim = head_dim(self.tensors.source());
         if channels == 0 || !channels.is_multiple_of(head_dim) {
-            return Err(self.tensors.unfit(name, format!("{channels} channels do not divide into heads of {head_dim}")));
+            return Err(self.tensors.unfit(
+                name,
+                format!("{channels} channels do not divide into heads of {head_dim}"),
+            ));
         }
         Ok(channels / head_dim)
     }
@@ -95,10 +154,18 @@ impl<'a> Build<'a> {
 
 /// The first vector moves, so that a single tensor is never copied.
 fn append(to: &mut Vec<f32>, mut values: Vec<f32>) {
-    if to.is_empty() { *to = values } else { to.append(&mut values) }
+    if to.is_empty() {
+        *to = values
+    } else {
+        to.append(&mut values)
+    }
 }
 
 /// Channels of an attention head: 64, unless the file's metadata says otherwise.
 fn head_dim(source: &dyn Source) -> usize {
-    source.metadata("sdgen.head_dim").and_then(|v| v.parse().ok()).filter(|&d| d > 0).unwrap_or(64)
+    source
+        .metadata("sdgen.head_dim")
+        .and_then(|v| v.parse().ok())
+        .filter(|&d| d > 0)
+        .unwrap_or(64)
 }

@@ -69,11 +69,23 @@ impl TextTower {
     pub fn clip_l(source: &dyn Source, place: &Placement) -> std::result::Result<Self, Error> {
         let b = Build::new(source, prefix::CLIP_L, place);
         let (token_embedding, width) = embedding(&b, "embeddings.token_embedding.weight")?;
-        let position_embedding = b.tensors.read("embeddings.position_embedding.weight", &[CHUNK, width])?;
+        let position_embedding = b
+            .tensors
+            .read("embeddings.position_embedding.weight", &[CHUNK, width])?;
         let layers = count(|i| format!("encoder.layers.{i}.mlp.fc1.weight"), &b)?;
-        let layers = layers.map(|i| Layer::hugging_face(&b.sub(format!("encoder.layers.{i}")), width)).collect::<std::result::Result<_, _>>()?;
+        let layers = layers
+            .map(|i| Layer::hugging_face(&b.sub(format!("encoder.layers.{i}")), width))
+            .collect::<std::result::Result<_, _>>()?;
         let heads = b.heads("embeddings.token_embedding.weight", width)?;
-        Ok(Self { token_embedding, position_embedding, layers, width, heads, pooling: None, place: place.clone() })
+        Ok(Self {
+            token_embedding,
+            position_embedding,
+            layers,
+            width,
+            heads,
+            pooling: None,
+            place: place.clone(),
+        })
     }
 
     /// OpenCLIP ViT-bigG from `conditioner.embedders.1`, its own naming.
@@ -85,17 +97,40 @@ impl TextTower {
         let (token_embedding, width) = embedding(&b, "token_embedding.weight")?;
         let position_embedding = b.tensors.read("positional_embedding", &[CHUNK, width])?;
         let layers = count(|i| format!("transformer.resblocks.{i}.mlp.c_fc.weight"), &b)?;
-        let layers = layers.map(|i| Layer::open_clip(&b.sub(format!("transformer.resblocks.{i}")), width)).collect::<std::result::Result<_, _>>()?;
+        let layers = layers
+            .map(|i| Layer::open_clip(&b.sub(format!("transformer.resblocks.{i}")), width))
+            .collect::<std::result::Result<_, _>>()?;
         let heads = b.heads("token_embedding.weight", width)?;
         // Stored for `x @ P`; a linear layer holds the transpose.
-        let projected = b.tensors.shape("text_projection")?.get(1).copied().unwrap_or(0);
+        let projected = b
+            .tensors
+            .shape("text_projection")?
+            .get(1)
+            .copied()
+            .unwrap_or(0);
         let stored = b.tensors.read("text_projection", &[width, projected])?;
-        let transposed: Vec<f32> = (0..projected * width).map(|i| stored[i % width * projected + i / width]).collect();
+        let transposed: Vec<f32> = (0..projected * width)
+            .map(|i| stored[i % width * projected + i / width])
+            .collect();
         let pooling = Pooling {
             final_norm: b.layer_norm("ln_final", width)?,
-            projection: Linear::new(place, &transposed, projected, None, Then::Activate(Activation::None))?,
+            projection: Linear::new(
+                place,
+                &transposed,
+                projected,
+                None,
+                Then::Activate(Activation::None),
+            )?,
         };
-        Ok(Self { token_embedding, position_embedding, layers, width, heads, pooling: Some(pooling), place: place.clone() })
+        Ok(Self {
+            token_embedding,
+            position_embedding,
+            layers,
+            width,
+            heads,
+            pooling: Some(pooling),
+            place: place.clone(),
+        })
     }
 
     /// Width of the hidden state.
@@ -108,18 +143,36 @@ impl TextTower {
     ///
     /// # Errors
     /// When a tensor operation fails. Ids past the vocabulary are an error, not a panic.
-    pub fn encode(&self, chunks: &[[u32; CHUNK]], replacements: &[Replacement]) -> Result<TowerOutput> {
+    pub fn encode(
+        &self,
+        chunks: &[[u32; CHUNK]],
+        replacements: &[Replacement],
+    ) -> Result<TowerOutput> {
         let mut x = self.embed(chunks, replacements)?;
-        let (last, before) = self.layers.split_last().ok_or_else(|| candle_core::Error::msg("text tower without layers"))?;
+        let (last, before) = self
+            .layers
+            .split_last()
+            .ok_or_else(|| candle_core::Error::msg("text tower without layers"))?;
         for layer in before {
             x = layer.forward(&x, self.heads)?;
         }
         let pooled = match &self.pooling {
             Some(pooling) => {
-                let ends: Vec<u32> = chunks.iter().enumerate().map(|(i, c)| (i * CHUNK + end_of_text(c)) as u32).collect();
+                let ends: Vec<u32> = chunks
+                    .iter()
+                    .enumerate()
+                    .map(|(i, c)| (i * CHUNK + end_of_text(c)) as u32)
+                    .collect();
                 let ends = Tensor::from_vec(ends, chunks.len(), &self.place.device)?;
-                let rows = last.forward(&x, self.heads)?.reshape(((), self.width))?.index_select(&ends, 0)?;
-                Some(pooling.projection.forward(&pooling.final_norm.forward(&rows)?)?)
+                let rows = last
+                    .forward(&x, self.heads)?
+                    .reshape(((), self.width))?
+                    .index_select(&ends, 0)?;
+                Some(
+                    pooling
+                        .projection
+                        .forward(&pooling.final_norm.forward(&rows)?)?,
+                )
             }
             None => None,
         };
@@ -129,19 +182,38 @@ impl TextTower {
     fn embed(&self, chunks: &[[u32; CHUNK]], replacements: &[Replacement]) -> Result<Tensor> {
         let mut values = Vec::with_capacity(chunks.len() * CHUNK * self.width);
         for chunk in chunks {
-            for (id, position) in chunk.iter().zip(self.position_embedding.chunks_exact(self.width)) {
-                let Some(row) = self.token_embedding.chunks_exact(self.width).nth(*id as usize) else {
+            for (id, position) in chunk
+                .iter()
+                .zip(self.position_embedding.chunks_exact(self.width))
+            {
+                let Some(row) = self
+                    .token_embedding
+                    .chunks_exact(self.width)
+                    .nth(*id as usize)
+                else {
                     candle_core::bail!("token id {id} is past the text tower's vocabulary");
                 };
                 values.extend(row.iter().zip(position).map(|(t, p)| t + p));
             }
         }
-        for Replacement { at: (chunk, token), vector } in replacements {
+        for Replacement {
+            at: (chunk, token),
+            vector,
+        } in replacements
+        {
             let position = &self.position_embedding[token * self.width..][..self.width];
             let row = &mut values[(chunk * CHUNK + token) * self.width..][..self.width];
-            row.iter_mut().zip(vector).zip(position).for_each(|((x, v), p)| *x = v + p);
+            row.iter_mut()
+                .zip(vector)
+                .zip(position)
+                .for_each(|((x, v), p)| *x = v + p);
         }
-        Tensor::from_vec(values, (chunks.len(), CHUNK, self.width), &self.place.device)?.to_dtype(self.place.dtype)
+        Tensor::from_vec(
+            values,
+            (chunks.len(), CHUNK, self.width),
+            &self.place.device,
+        )?
+        .to_dtype(self.place.dtype)
     }
 }
 
@@ -153,16 +225,24 @@ fn end_of_text(chunk: &[u32; CHUNK]) -> usize {
 
 fn embedding(b: &Build<'_>, name: &str) -> std::result::Result<(Vec<f32>, usize), Error> {
     match b.tensors.shape(name)? {
-        &[rows, width] if rows > 0 && width > 0 => Ok((b.tensors.read(name, &[rows, width])?, width)),
+        &[rows, width] if rows > 0 && width > 0 => {
+            Ok((b.tensors.read(name, &[rows, width])?, width))
+        }
         _ => Err(b.tensors.unfit(name, "it is not a table of vectors")),
     }
 }
 
 /// The layers there are; at least two, since the state before the last is what counts.
-fn count(key: impl Fn(usize) -> String, b: &Build<'_>) -> std::result::Result<std::ops::Range<usize>, Error> {
+fn count(
+    key: impl Fn(usize) -> String,
+    b: &Build<'_>,
+) -> std::result::Result<std::ops::Range<usize>, Error> {
     let layers = (0..).take_while(|&i| b.has(&key(i))).count();
     if layers < 2 {
-        return Err(b.tensors.shape(&key(layers)).expect_err("the first key not found is missing"));
+        return Err(b
+            .tensors
+            .shape(&key(layers))
+            .expect_err("the first key not found is missing"));
     }
     Ok(0..layers)
 }
@@ -178,7 +258,12 @@ impl Layer {
             qkv: b.fused(&qkv, [width, width], Bias::With, PLAIN)?,
             out: b.linear("self_attn.out_proj", [width, width], Bias::With, PLAIN)?,
             norm2: b.layer_norm("layer_norm2", width)?,
-            fc1: b.linear("mlp.fc1", [inner, width], Bias::With, Then::Activate(Activation::QuickGelu))?,
+            fc1: b.linear(
+                "mlp.fc1",
+                [inner, width],
+                Bias::With,
+                Then::Activate(Activation::QuickGelu),
+            )?,
             fc2: b.linear("mlp.fc2", [width, inner], Bias::With, PLAIN)?,
         })
     }
@@ -192,13 +277,22 @@ impl Layer {
             qkv: Linear::new(b.place, &weight, 3 * width, Some(&bias), PLAIN)?,
             out: b.linear("attn.out_proj", [width, width], Bias::With, PLAIN)?,
             norm2: b.layer_norm("ln_2", width)?,
-            fc1: b.linear("mlp.c_fc", [inner, width], Bias::With, Then::Activate(Activation::Gelu))?,
+            fc1: b.linear(
+                "mlp.c_fc",
+                [inner, width],
+                Bias::With,
+                Then::Activate(Activation::Gelu),
+            )?,
             fc2: b.linear("mlp.c_proj", [width, inner], Bias::With, PLAIN)?,
         })
     }
 
     fn forward(&self, x: &Tensor, heads: usize) -> Result<Tensor> {
-        let h = self_attention(&self.qkv.forward(&self.norm1.forward(x)?)?, heads, Mask::Causal)?;
+        let h = self_attention(
+            &self.qkv.forward(&self.norm1.forward(x)?)?,
+            heads,
+            Mask::Causal,
+        )?;
         let x = self.out.forward_add(&h, x)?;
         let h = self.fc1.forward(&self.norm2.forward(&x)?)?;
         self.fc2.forward_add(&h, &x)

@@ -38,9 +38,21 @@ impl Taesd {
     ///
     /// # Errors
     /// When a tensor is missing or does not fit.
-    pub fn new(source: &dyn Source, side: Side, place: &Placement) -> std::result::Result<Self, Error> {
-        let packed = if side == Side::Encoder { "encoder.layers." } else { "decoder.layers." };
-        let prefix = if source.keys().iter().any(|k| k.starts_with(packed)) { packed } else { "" };
+    pub fn new(
+        source: &dyn Source,
+        side: Side,
+        place: &Placement,
+    ) -> std::result::Result<Self, Error> {
+        let packed = if side == Side::Encoder {
+            "encoder.layers."
+        } else {
+            "decoder.layers."
+        };
+        let prefix = if source.keys().iter().any(|k| k.starts_with(packed)) {
+            packed
+        } else {
+            ""
+        };
         let b = Build::new(source, prefix, place);
         let (first, mut channels, resample) = match side {
             Side::Encoder => (0, 3, Sampling::HALVE),
@@ -54,13 +66,25 @@ impl Taesd {
             if at.has("conv.0.weight") {
                 let conv = |name| at.conv(name, [channels, channels], Sampling::SAME);
                 let relu = Activation::Relu;
-                layers.push(Layer::Block([conv("conv.0")?.then(relu), conv("conv.2")?.then(relu), conv("conv.4")?]));
+                layers.push(Layer::Block([
+                    conv("conv.0")?.then(relu),
+                    conv("conv.2")?.then(relu),
+                    conv("conv.4")?,
+                ]));
             } else if at.has("weight") {
                 let outputs = at.width("weight")?;
-                let sampling = if at.has("bias") { Sampling::SAME } else { resample };
+                let sampling = if at.has("bias") {
+                    Sampling::SAME
+                } else {
+                    resample
+                };
                 let conv = b.conv(&i.to_string(), [outputs, channels], sampling)?;
                 let opens_decoder = side == Side::Decoder && i == first;
-                layers.push(Layer::Conv(if opens_decoder { conv.then(Activation::Relu) } else { conv }));
+                layers.push(Layer::Conv(if opens_decoder {
+                    conv.then(Activation::Relu)
+                } else {
+                    conv
+                }));
                 channels = outputs;
             } else if gap == 2 {
                 break;
@@ -71,9 +95,16 @@ impl Taesd {
             gap = 0;
         }
         if layers.is_empty() {
-            return Err(b.tensors.shape(&format!("{first}.weight")).expect_err("no layer was found"));
+            return Err(b
+                .tensors
+                .shape(&format!("{first}.weight"))
+                .expect_err("no layer was found"));
         }
-        Ok(Self { layers, side, place: place.clone() })
+        Ok(Self {
+            layers,
+            side,
+            place: place.clone(),
+        })
     }
 
     /// Latents to a picture, or a picture to latents.

@@ -4,7 +4,10 @@ use candle_core::{Result, Tensor};
 
 use super::build::{Bias, Build};
 use super::unet_blocks::{ResBlock, SpatialTransformer};
-use crate::nn::{Activation, Conv2d, GroupNorm, Linear, Placement, Sampling, Then, concat_channels, sinusoidal_embedding};
+use crate::nn::{
+    Activation, Conv2d, GroupNorm, Linear, Placement, Sampling, Then, concat_channels,
+    sinusoidal_embedding,
+};
 use crate::weights::detect::prefix;
 use crate::weights::{Error, Source};
 
@@ -49,6 +52,32 @@ pub struct Conditioning {
     label: Tensor,
 }
 
+impl Conditioning {
+    /// Each row `pictures` times in a row: the conditioning of `rows * pictures` batch entries.
+    ///
+    /// # Errors
+    /// When memory runs out.
+    pub fn repeat_rows(self, pictures: usize) -> Result<Self> {
+        if pictures == 1 {
+            return Ok(self);
+        }
+        let rows = self.label.dim(0)?;
+        let index: Vec<u32> = (0..rows * pictures)
+            .map(|i| (i / pictures) as u32)
+            .collect();
+        let index = Tensor::from_vec(index, rows * pictures, self.label.device())?;
+        let context = self
+            .context
+            .iter()
+            .map(|kv| kv.index_select(&index, 0))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            context,
+            label: self.label.index_select(&index, 0)?,
+        })
+    }
+}
+
 /// Sizes every block needs.
 #[derive(Clone, Copy)]
 struct Sizes {
@@ -67,7 +96,10 @@ impl Unet {
         let in_channels = second(&b, "input_blocks.0.0.weight")?;
         let embedding = b.width("time_embed.0.weight")?;
         let vector = second(&b, "label_emb.0.0.weight")?;
-        let sizes = Sizes { embedding, context: context_width(&b)? };
+        let sizes = Sizes {
+            embedding,
+            context: context_width(&b)?,
+        };
 
         let mut channels = model_channels;
         let mut skips = vec![channels];
@@ -81,34 +113,56 @@ impl Unet {
             skips.push(channels);
             input_blocks.push(Block { stages });
         }
-        let middle = stages(&b.sub("middle_block"), &mut channels, sizes, Sampling::HALVE)?;
+        let middle = stages(
+            &b.sub("middle_block"),
+            &mut channels,
+            sizes,
+            Sampling::HALVE,
+        )?;
         let mut output_blocks = Vec::new();
         for i in 0..skips.len() {
             let at = b.sub(format!("output_blocks.{i}"));
             channels += skips.pop().unwrap_or(0);
             let stages = stages(&at, &mut channels, sizes, Sampling::DOUBLE)?;
             if stages.is_empty() {
-                return Err(at.tensors.shape("0.in_layers.2.weight").expect_err("no stage was found"));
+                return Err(at
+                    .tensors
+                    .shape("0.in_layers.2.weight")
+                    .expect_err("no stage was found"));
             }
             output_blocks.push(Block { stages });
         }
-        let plain = |name: &str, shape, activation| b.linear(name, shape, Bias::With, Then::Activate(activation));
+        let plain = |name: &str, shape, activation| {
+            b.linear(name, shape, Bias::With, Then::Activate(activation))
+        };
         let square = [embedding, embedding];
         Ok(Self {
             time_embed: [
-                plain("time_embed.0", [embedding, model_channels], Activation::Silu)?,
+                plain(
+                    "time_embed.0",
+                    [embedding, model_channels],
+                    Activation::Silu,
+                )?,
                 plain("time_embed.2", square, Activation::None)?,
             ],
             label_emb: [
                 plain("label_emb.0.0", [embedding, vector], Activation::Silu)?,
                 plain("label_emb.0.2", square, Activation::None)?,
             ],
-            conv_in: b.conv("input_blocks.0.0", [model_channels, in_channels], Sampling::SAME)?,
+            conv_in: b.conv(
+                "input_blocks.0.0",
+                [model_channels, in_channels],
+                Sampling::SAME,
+            )?,
             input_blocks,
             middle,
             output_blocks,
             norm_out: b.group_norm("out.0", channels, 1e-5)?.silu(),
-            conv_out: b.conv("out.2", [b.width("out.2.weight")?, channels], Sampling::SAME)?,
+            conv_out: b.conv(
+                "out.2",
+                [b.width("out.2.weight")?, channels],
+                Sampling::SAME,
+            )?,
             model_channels,
             in_channels,
             context: sizes.context,
@@ -141,23 +195,41 @@ impl Unet {
     /// # Errors
     /// When shapes do not fit.
     pub fn condition(&self, context: &Tensor, vector: &Tensor) -> Result<Conditioning> {
-        let (context, vector) = (context.to_dtype(self.place.dtype)?, vector.to_dtype(self.place.dtype)?);
+        let (context, vector) = (
+            context.to_dtype(self.place.dtype)?,
+            vector.to_dtype(self.place.dtype)?,
+        );
         let mut projected = Vec::new();
-        let blocks = self.input_blocks.iter().map(|b| &b.stages).chain([&self.middle]);
-        for stage in blocks.chain(self.output_blocks.iter().map(|b| &b.stages)).flatten() {
+        let blocks = self
+            .input_blocks
+            .iter()
+            .map(|b| &b.stages)
+            .chain([&self.middle]);
+        for stage in blocks
+            .chain(self.output_blocks.iter().map(|b| &b.stages))
+            .flatten()
+        {
             if let Stage::Transformer(transformer) = stage {
                 transformer.project_context(&context, &mut projected)?;
             }
         }
         let label = self.label_emb[1].forward(&self.label_emb[0].forward(&vector)?)?;
-        Ok(Conditioning { context: projected, label })
+        Ok(Conditioning {
+            context: projected,
+            label,
+        })
     }
 
     /// Predicts noise (or v): `x` `[batch, h, w, in_channels]`, one fractional timestep for each batch entry.
     ///
     /// # Errors
     /// When shapes do not fit.
-    pub fn forward(&self, x: &Tensor, timesteps: &[f32], conditioning: &Conditioning) -> Result<Tensor> {
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        timesteps: &[f32],
+        conditioning: &Conditioning,
+    ) -> Result<Tensor> {
         self.forward_observed(x, timesteps, conditioning, &mut |_, _| {})
     }
 
@@ -183,14 +255,26 @@ impl Unet {
         observe("input_blocks.0.0", &h);
         let mut skips = vec![h.clone()];
         for (i, block) in self.input_blocks.iter().enumerate() {
-            h = run(&block.stages, h, &emb, &mut context, &mut |stage, h| observe(&format!("input_blocks.{}.{stage}", i + 1), h))?;
+            h = run(&block.stages, h, &emb, &mut context, &mut |stage, h| {
+                observe(&format!("input_blocks.{}.{stage}", i + 1), h)
+            })?;
             skips.push(h.clone());
         }
-        h = run(&self.middle, h, &emb, &mut context, &mut |stage, h| observe(&format!("middle_block.{stage}"), h))?;
+        h = run(&self.middle, h, &emb, &mut context, &mut |stage, h| {
+            observe(&format!("middle_block.{stage}"), h)
+        })?;
         for (i, block) in self.output_blocks.iter().enumerate() {
-            let skip = skips.pop().ok_or_else(|| candle_core::Error::msg("more output than input blocks"))?;
-            let joined = concat_channels(&h, &skip)?;
-            h = run(&block.stages, joined, &emb, &mut context, &mut |stage, h| observe(&format!("output_blocks.{i}.{stage}"), h))?;
+            let skip = skips
+                .pop()
+                .ok_or_else(|| candle_core::Error::msg("more output than input blocks"))?;
+            let joined = concat_channels(&fit(h, &skip)?, &skip)?;
+            h = run(
+                &block.stages,
+                joined,
+                &emb,
+                &mut context,
+                &mut |stage, h| observe(&format!("output_blocks.{i}.{stage}"), h),
+            )?;
         }
         self.conv_out.forward(&self.norm_out.forward(&h)?)
     }
@@ -199,9 +283,28 @@ impl Unet {
     fn embed(&self, timesteps: &[f32], label: &Tensor) -> Result<Tensor> {
         // Computed in f32 whatever the weights are: a fractional timestep does not survive f16.
         let t = sinusoidal_embedding(timesteps, self.model_channels);
-        let t = Tensor::from_vec(t, (timesteps.len(), self.model_channels), &self.place.device)?.to_dtype(self.place.dtype)?;
+        let t = Tensor::from_vec(
+            t,
+            (timesteps.len(), self.model_channels),
+            &self.place.device,
+        )?
+        .to_dtype(self.place.dtype)?;
         self.time_embed[1].forward_add(&self.time_embed[0].forward(&t)?, label)
     }
+}
+
+/// Brings `h` to the size of `skip` by nearest neighbour: halving and doubling an odd size adds a pixel. A1111 does the same, so
+/// that sizes need only be multiples of 8.
+fn fit(h: Tensor, skip: &Tensor) -> Result<Tensor> {
+    let mut h = h;
+    for axis in [1, 2] {
+        let (from, to) = (h.dim(axis)?, skip.dim(axis)?);
+        if from != to {
+            let index: Vec<u32> = (0..to).map(|i| (i * from / to) as u32).collect();
+            h = h.index_select(&Tensor::from_vec(index, to, h.device())?, axis)?;
+        }
+    }
+    Ok(h)
 }
 
 fn run<'a>(
@@ -223,7 +326,12 @@ fn run<'a>(
 }
 
 /// The stages `0`, `1`, … below `b`, whatever each is; `channels` goes from input to output.
-fn stages(b: &Build<'_>, channels: &mut usize, sizes: Sizes, resample: Sampling) -> std::result::Result<Vec<Stage>, Error> {
+fn stages(
+    b: &Build<'_>,
+    channels: &mut usize,
+    sizes: Sizes,
+    resample: Sampling,
+) -> std::result::Result<Vec<Stage>, Error> {
     let mut stages = Vec::new();
     for i in 0.. {
         let at = b.sub(i);
@@ -233,7 +341,10 @@ fn stages(b: &Build<'_>, channels: &mut usize, sizes: Sizes, resample: Sampling)
             Stage::Res(block)
         } else if at.has("proj_in.weight") {
             Stage::Transformer(SpatialTransformer::new(&at, *channels, sizes.context)?)
-        } else if let Some(name) = ["op", "conv"].into_iter().find(|name| at.has(&format!("{name}.weight"))) {
+        } else if let Some(name) = ["op", "conv"]
+            .into_iter()
+            .find(|name| at.has(&format!("{name}.weight")))
+        {
             Stage::Resample(at.conv(name, [*channels, *channels], resample)?)
         } else {
             break;
@@ -251,8 +362,13 @@ fn second(b: &Build<'_>, name: &str) -> std::result::Result<usize, Error> {
 
 /// Width of the text context, from the first cross-attention there is.
 fn context_width(b: &Build<'_>) -> std::result::Result<usize, Error> {
-    let keys = ["middle_block.1".to_string()].into_iter().chain((1..64).map(|i| format!("input_blocks.{i}.1")));
+    let keys = ["middle_block.1".to_string()]
+        .into_iter()
+        .chain((1..64).map(|i| format!("input_blocks.{i}.1")));
     let mut keys = keys.map(|at| format!("{at}.transformer_blocks.0.attn2.to_k.weight"));
     let first = "middle_block.1.transformer_blocks.0.attn2.to_k.weight";
-    second(b, &keys.find(|key| b.has(key)).unwrap_or_else(|| first.into()))
+    second(
+        b,
+        &keys.find(|key| b.has(key)).unwrap_or_else(|| first.into()),
+    )
 }

@@ -3,7 +3,10 @@
 use candle_core::{Result, Tensor};
 
 use super::build::{Bias, Build};
-use crate::nn::{Activation, Conv2d, GroupNorm, LayerNorm, Linear, Mask, Sampling, Then, cross_attention, self_attention};
+use crate::nn::{
+    Activation, Conv2d, GroupNorm, LayerNorm, Linear, Mask, Sampling, Then, cross_attention,
+    self_attention,
+};
 use crate::weights::Error;
 
 const PLAIN: Then = Then::Activate(Activation::None);
@@ -21,14 +24,21 @@ pub(super) struct ResBlock {
 }
 
 impl ResBlock {
-    pub(super) fn new(b: &Build<'_>, inputs: usize, embedding: usize) -> std::result::Result<Self, Error> {
+    pub(super) fn new(
+        b: &Build<'_>,
+        inputs: usize,
+        embedding: usize,
+    ) -> std::result::Result<Self, Error> {
         let channels = b.width("in_layers.2.weight")?;
         let skip = if b.has("skip_connection.weight") {
             Some(b.linear("skip_connection", [channels, inputs], Bias::With, PLAIN)?)
         } else if inputs == channels {
             None
         } else {
-            return Err(b.tensors.shape("skip_connection.weight").expect_err("absence was just checked"));
+            return Err(b
+                .tensors
+                .shape("skip_connection.weight")
+                .expect_err("absence was just checked"));
         };
         Ok(Self {
             norm1: b.group_norm("in_layers.0", inputs, 1e-5)?.silu(),
@@ -43,7 +53,9 @@ impl ResBlock {
 
     /// `x` `[batch, h, w, inputs]`, `emb` `[batch, embedding]` after SiLU.
     pub(super) fn forward(&self, x: &Tensor, emb: &Tensor) -> Result<Tensor> {
-        let h = self.conv1.forward_shifted(&self.norm1.forward(x)?, &self.time.forward(emb)?)?;
+        let h = self
+            .conv1
+            .forward_shifted(&self.norm1.forward(x)?, &self.time.forward(emb)?)?;
         let h = self.norm2.forward(&h)?;
         match &self.skip {
             Some(skip) => self.conv2.forward_add(&h, &skip.forward(x)?),
@@ -63,9 +75,15 @@ pub(super) struct SpatialTransformer {
 }
 
 impl SpatialTransformer {
-    pub(super) fn new(b: &Build<'_>, channels: usize, context: usize) -> std::result::Result<Self, Error> {
+    pub(super) fn new(
+        b: &Build<'_>,
+        channels: usize,
+        context: usize,
+    ) -> std::result::Result<Self, Error> {
         let blocks = (0..).take_while(|i| b.has(&format!("transformer_blocks.{i}.norm1.weight")));
-        let blocks = blocks.map(|i| TransformerBlock::new(&b.sub(format!("transformer_blocks.{i}")), channels, context));
+        let blocks = blocks.map(|i| {
+            TransformerBlock::new(&b.sub(format!("transformer_blocks.{i}")), channels, context)
+        });
         Ok(Self {
             norm: b.group_norm("norm", channels, 1e-6)?,
             proj_in: b.linear("proj_in", [channels, channels], Bias::With, PLAIN)?,
@@ -84,15 +102,23 @@ impl SpatialTransformer {
     }
 
     /// `x` `[batch, h, w, channels]`; takes this transformer's share of `context`.
-    pub(super) fn forward<'a>(&self, x: &Tensor, context: &mut impl Iterator<Item = &'a Tensor>) -> Result<Tensor> {
+    pub(super) fn forward<'a>(
+        &self,
+        x: &Tensor,
+        context: &mut impl Iterator<Item = &'a Tensor>,
+    ) -> Result<Tensor> {
         let (batch, height, width, channels) = x.dims4()?;
         let tokens = x.reshape((batch, height * width, channels))?;
         let mut h = self.proj_in.forward(&self.norm.forward(&tokens)?)?;
         for block in &self.blocks {
-            let kv = context.next().ok_or_else(|| candle_core::Error::msg("context of another UNet"))?;
+            let kv = context
+                .next()
+                .ok_or_else(|| candle_core::Error::msg("context of another UNet"))?;
             h = block.forward(&h, kv, self.heads)?;
         }
-        self.proj_out.forward_add(&h, &tokens)?.reshape((batch, height, width, channels))
+        self.proj_out
+            .forward_add(&h, &tokens)?
+            .reshape((batch, height, width, channels))
     }
 }
 
@@ -116,15 +142,28 @@ impl TransformerBlock {
         let square = [channels, channels];
         let gated = b.width("ff.net.0.proj.weight")?;
         if !gated.is_multiple_of(2) {
-            return Err(b.tensors.unfit("ff.net.0.proj.weight", "a gated layer has an even number of rows"));
+            return Err(b.tensors.unfit(
+                "ff.net.0.proj.weight",
+                "a gated layer has an even number of rows",
+            ));
         }
         Ok(Self {
             norm1: b.layer_norm("norm1", channels)?,
-            qkv: b.fused(&["attn1.to_q", "attn1.to_k", "attn1.to_v"], square, Bias::Without, PLAIN)?,
+            qkv: b.fused(
+                &["attn1.to_q", "attn1.to_k", "attn1.to_v"],
+                square,
+                Bias::Without,
+                PLAIN,
+            )?,
             out1: b.linear("attn1.to_out.0", square, Bias::With, PLAIN)?,
             norm2: b.layer_norm("norm2", channels)?,
             q: b.linear("attn2.to_q", square, Bias::Without, PLAIN)?,
-            context_kv: b.fused(&["attn2.to_k", "attn2.to_v"], [channels, context], Bias::Without, PLAIN)?,
+            context_kv: b.fused(
+                &["attn2.to_k", "attn2.to_v"],
+                [channels, context],
+                Bias::Without,
+                PLAIN,
+            )?,
             out2: b.linear("attn2.to_out.0", square, Bias::With, PLAIN)?,
             norm3: b.layer_norm("norm3", channels)?,
             ff_in: b.linear("ff.net.0.proj", [gated, channels], Bias::With, Then::Geglu)?,
@@ -134,10 +173,19 @@ impl TransformerBlock {
 
     /// `x` `[batch, tokens, channels]`, `context_kv` `[batch, context tokens, 2 * channels]`.
     fn forward(&self, x: &Tensor, context_kv: &Tensor, heads: usize) -> Result<Tensor> {
-        let h = self_attention(&self.qkv.forward(&self.norm1.forward(x)?)?, heads, Mask::Full)?;
+        let h = self_attention(
+            &self.qkv.forward(&self.norm1.forward(x)?)?,
+            heads,
+            Mask::Full,
+        )?;
         let x = self.out1.forward_add(&h, x)?;
-        let h = cross_attention(&self.q.forward(&self.norm2.forward(&x)?)?, context_kv, heads)?;
+        let h = cross_attention(
+            &self.q.forward(&self.norm2.forward(&x)?)?,
+            context_kv,
+            heads,
+        )?;
         let x = self.out2.forward_add(&h, &x)?;
-        self.ff_out.forward_add(&self.ff_in.forward(&self.norm3.forward(&x)?)?, &x)
+        self.ff_out
+            .forward_add(&self.ff_in.forward(&self.norm3.forward(&x)?)?, &x)
     }
 }

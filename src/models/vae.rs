@@ -5,7 +5,9 @@
 use candle_core::{D, Result, Tensor};
 
 use super::build::{Bias, Build};
-use crate::nn::{Activation, Conv2d, GroupNorm, Linear, Mask, Placement, Sampling, Then, self_attention};
+use crate::nn::{
+    Activation, Conv2d, GroupNorm, Linear, Mask, Placement, Sampling, Then, self_attention,
+};
 use crate::weights::{Error, Source};
 
 /// SDXL's latents are the VAE's times this.
@@ -79,7 +81,11 @@ impl Vae {
     ///
     /// # Errors
     /// When a tensor is missing or does not fit.
-    pub fn new(source: &dyn Source, prefix: &str, place: &Placement) -> std::result::Result<Self, Error> {
+    pub fn new(
+        source: &dyn Source,
+        prefix: &str,
+        place: &Placement,
+    ) -> std::result::Result<Self, Error> {
         let b = Build::new(source, prefix, place);
         let moments = b.width("quant_conv.weight")?;
         let latent = b.width("post_quant_conv.weight")?;
@@ -97,9 +103,14 @@ impl Vae {
     /// # Errors
     /// When a tensor operation fails.
     pub fn encode(&self, picture: &Tensor) -> Result<(Tensor, Tensor)> {
-        let moments = self.quant.forward(&self.encoder.forward(&picture.to_dtype(self.place.dtype)?)?)?;
+        let moments = self
+            .quant
+            .forward(&self.encoder.forward(&picture.to_dtype(self.place.dtype)?)?)?;
         let halves = moments.chunk(2, D::Minus1)?;
-        Ok((halves[0].contiguous()?, halves[1].contiguous()?.clamp(-30f32, 20f32)?))
+        Ok((
+            halves[0].contiguous()?,
+            halves[1].contiguous()?.clamp(-30f32, 20f32)?,
+        ))
     }
 
     /// The picture of `latents` (divided by [`SCALE`] already); not clamped.
@@ -107,7 +118,11 @@ impl Vae {
     /// # Errors
     /// When a tensor operation fails.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
-        self.decoder.forward(&self.post_quant.forward(&latents.to_dtype(self.place.dtype)?)?)
+        self.decoder.forward(
+            &self
+                .post_quant
+                .forward(&latents.to_dtype(self.place.dtype)?)?,
+        )
     }
 }
 
@@ -117,16 +132,31 @@ impl Encoder {
         let conv_in = b.conv("conv_in", [channels, 3], Sampling::SAME)?;
         let mut levels = Vec::new();
         for i in (0..).take_while(|i| b.has(&format!("down.{i}.block.0.conv1.weight"))) {
-            levels.push(Level::new(&b.sub(format!("down.{i}")), "downsample.conv", Sampling::HALVE_VAE, &mut channels)?);
+            levels.push(Level::new(
+                &b.sub(format!("down.{i}")),
+                "downsample.conv",
+                Sampling::HALVE_VAE,
+                &mut channels,
+            )?);
         }
         let mid = Middle::new(&b.sub("mid"), channels)?;
         let norm_out = b.group_norm("norm_out", channels, EPS)?.silu();
-        Ok(Self { conv_in, levels, mid, norm_out, conv_out: b.conv("conv_out", [moments, channels], Sampling::SAME)? })
+        Ok(Self {
+            conv_in,
+            levels,
+            mid,
+            norm_out,
+            conv_out: b.conv("conv_out", [moments, channels], Sampling::SAME)?,
+        })
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let h = self.levels.iter().try_fold(self.conv_in.forward(x)?, |h, level| level.forward(h))?;
-        self.conv_out.forward(&self.norm_out.forward(&self.mid.forward(&h)?)?)
+        let h = self
+            .levels
+            .iter()
+            .try_fold(self.conv_in.forward(x)?, |h, level| level.forward(h))?;
+        self.conv_out
+            .forward(&self.norm_out.forward(&self.mid.forward(&h)?)?)
     }
 }
 
@@ -135,24 +165,45 @@ impl Decoder {
         let mut channels = b.width("conv_in.weight")?;
         let conv_in = b.conv("conv_in", [channels, latent], Sampling::SAME)?;
         let mid = Middle::new(&b.sub("mid"), channels)?;
-        let count = (0..).take_while(|i| b.has(&format!("up.{i}.block.0.conv1.weight"))).count();
+        let count = (0..)
+            .take_while(|i| b.has(&format!("up.{i}.block.0.conv1.weight")))
+            .count();
         let mut levels = Vec::new();
         for i in (0..count).rev() {
-            levels.push(Level::new(&b.sub(format!("up.{i}")), "upsample.conv", Sampling::DOUBLE, &mut channels)?);
+            levels.push(Level::new(
+                &b.sub(format!("up.{i}")),
+                "upsample.conv",
+                Sampling::DOUBLE,
+                &mut channels,
+            )?);
         }
         let norm_out = b.group_norm("norm_out", channels, EPS)?.silu();
-        Ok(Self { conv_in, mid, levels, norm_out, conv_out: b.conv("conv_out", [3, channels], Sampling::SAME)? })
+        Ok(Self {
+            conv_in,
+            mid,
+            levels,
+            norm_out,
+            conv_out: b.conv("conv_out", [3, channels], Sampling::SAME)?,
+        })
     }
 
     fn forward(&self, z: &Tensor) -> Result<Tensor> {
         let h = self.mid.forward(&self.conv_in.forward(z)?)?;
-        let h = self.levels.iter().try_fold(h, |h, level| level.forward(h))?;
+        let h = self
+            .levels
+            .iter()
+            .try_fold(h, |h, level| level.forward(h))?;
         self.conv_out.forward(&self.norm_out.forward(&h)?)
     }
 }
 
 impl Level {
-    fn new(b: &Build<'_>, resample: &str, sampling: Sampling, channels: &mut usize) -> std::result::Result<Self, Error> {
+    fn new(
+        b: &Build<'_>,
+        resample: &str,
+        sampling: Sampling,
+        channels: &mut usize,
+    ) -> std::result::Result<Self, Error> {
         let mut blocks = Vec::new();
         for i in (0..).take_while(|i| b.has(&format!("block.{i}.conv1.weight"))) {
             let block = ResnetBlock::new(&b.sub(format!("block.{i}")), *channels)?;
@@ -168,8 +219,13 @@ impl Level {
     }
 
     fn forward(&self, x: Tensor) -> Result<Tensor> {
-        let h = self.blocks.iter().try_fold(x, |x, block| block.forward(&x))?;
-        self.resample.as_ref().map_or(Ok(h.clone()), |conv| conv.forward(&h))
+        let h = self
+            .blocks
+            .iter()
+            .try_fold(x, |x, block| block.forward(&x))?;
+        self.resample
+            .as_ref()
+            .map_or(Ok(h.clone()), |conv| conv.forward(&h))
     }
 }
 
@@ -217,7 +273,8 @@ impl Middle {
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.block_2.forward(&self.attention.forward(&self.block_1.forward(x)?)?)
+        self.block_2
+            .forward(&self.attention.forward(&self.block_1.forward(x)?)?)
     }
 }
 
@@ -225,7 +282,13 @@ impl AttnBlock {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (batch, height, width, channels) = x.dims4()?;
         let tokens = x.reshape((batch, height * width, channels))?;
-        let h = self_attention(&self.qkv.forward(&self.norm.forward(&tokens)?)?, 1, Mask::Full)?;
-        self.proj_out.forward_add(&h, &tokens)?.reshape((batch, height, width, channels))
+        let h = self_attention(
+            &self.qkv.forward(&self.norm.forward(&tokens)?)?,
+            1,
+            Mask::Full,
+        )?;
+        self.proj_out
+            .forward_add(&h, &tokens)?
+            .reshape((batch, height, width, channels))
     }
 }

@@ -34,7 +34,13 @@ pub fn self_attention(qkv: &Tensor, heads: usize, mask: Mask) -> Result<Tensor> 
 /// On shapes that do not fit.
 pub fn cross_attention(q: &Tensor, kv: &Tensor, heads: usize) -> Result<Tensor> {
     if q.device().is_cpu() && q.dtype() == DType::F32 {
-        return q.apply_op2_no_bwd(kv, &kernels::Attention { heads, causal: false });
+        return q.apply_op2_no_bwd(
+            kv,
+            &kernels::Attention {
+                heads,
+                causal: false,
+            },
+        );
     }
     let parts = kv.chunk(2, D::Minus1)?;
     reference::attention(q, &parts[0], &parts[1], heads, false)

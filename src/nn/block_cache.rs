@@ -44,13 +44,21 @@ impl BlockCache {
     #[must_use]
     #[allow(clippy::new_without_default, reason = "only ever a static")]
     pub const fn new() -> Self {
-        Self { idle: Mutex::new(Idle { slots: [(0, 0); SLOTS], bytes: 0 }) }
+        Self {
+            idle: Mutex::new(Idle {
+                slots: [(0, 0); SLOTS],
+                bytes: 0,
+            }),
+        }
     }
 
     /// Takes an idle block of exactly this class.
     fn take(&self, capacity: usize) -> Option<*mut u8> {
         let mut idle = self.idle.lock().ok()?;
-        let slot = idle.slots.iter_mut().find(|(address, size)| *address != 0 && *size == capacity)?;
+        let slot = idle
+            .slots
+            .iter_mut()
+            .find(|(address, size)| *address != 0 && *size == capacity)?;
         let address = std::mem::take(&mut slot.0);
         idle.bytes -= capacity;
         Some(address as *mut u8)
@@ -58,11 +66,15 @@ impl BlockCache {
 
     /// Keeps a block, or says that there is no room.
     fn keep(&self, block: *mut u8, capacity: usize) -> bool {
-        let Ok(mut idle) = self.idle.lock() else { return false };
+        let Ok(mut idle) = self.idle.lock() else {
+            return false;
+        };
         if idle.bytes + capacity > LIMIT {
             return false;
         }
-        let Some(slot) = idle.slots.iter_mut().find(|(address, _)| *address == 0) else { return false };
+        let Some(slot) = idle.slots.iter_mut().find(|(address, _)| *address == 0) else {
+            return false;
+        };
         *slot = (block as usize, capacity);
         idle.bytes += capacity;
         true
@@ -70,7 +82,9 @@ impl BlockCache {
 
     /// Gives all idle blocks back to the system; returns their bytes.
     pub fn trim(&self) -> usize {
-        let Ok(mut idle) = self.idle.lock() else { return 0 };
+        let Ok(mut idle) = self.idle.lock() else {
+            return 0;
+        };
         for (address, capacity) in &mut idle.slots {
             if *address != 0 {
                 // SAFETY: allocated by `alloc` below with this very layout.
@@ -100,7 +114,8 @@ unsafe impl GlobalAlloc for BlockCache {
         }
         let capacity = class(layout.size());
         // SAFETY: a non-zero size.
-        self.take(capacity).unwrap_or_else(|| unsafe { System.alloc(block_layout(capacity)) })
+        self.take(capacity)
+            .unwrap_or_else(|| unsafe { System.alloc(block_layout(capacity)) })
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
@@ -133,7 +148,9 @@ unsafe impl GlobalAlloc for BlockCache {
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        let Ok(wanted) = Layout::from_size_align(size, layout.align()) else { return std::ptr::null_mut() };
+        let Ok(wanted) = Layout::from_size_align(size, layout.align()) else {
+            return std::ptr::null_mut();
+        };
         match (cached(&layout), cached(&wanted)) {
             // SAFETY: passed through.
             (false, false) => unsafe { System.realloc(block, layout, size) },
@@ -172,7 +189,10 @@ mod tests {
     fn classes_waste_at_most_an_eighth_and_are_stable() {
         for size in [SMALLEST, SMALLEST + 1, 1_000_003, 5_242_880, (1 << 30) + 7] {
             let capacity = class(size);
-            assert!(capacity >= size && capacity - size <= size / 8, "{size} -> {capacity}");
+            assert!(
+                capacity >= size && capacity - size <= size / 8,
+                "{size} -> {capacity}"
+            );
             assert_eq!(class(capacity), capacity);
         }
     }
@@ -188,10 +208,21 @@ mod tests {
             cache.dealloc(first, layout);
             let second = cache.alloc_zeroed(layout);
             assert_eq!(first, second, "the idle block is used again");
-            assert!(std::slice::from_raw_parts(second, layout.size()).iter().all(|&b| b == 0));
+            assert!(
+                std::slice::from_raw_parts(second, layout.size())
+                    .iter()
+                    .all(|&b| b == 0)
+            );
             let grown = cache.realloc(second, layout, 3 * SMALLEST);
-            assert!(std::slice::from_raw_parts(grown, layout.size()).iter().all(|&b| b == 0));
-            cache.dealloc(grown, Layout::from_size_align(3 * SMALLEST, 8).expect("valid"));
+            assert!(
+                std::slice::from_raw_parts(grown, layout.size())
+                    .iter()
+                    .all(|&b| b == 0)
+            );
+            cache.dealloc(
+                grown,
+                Layout::from_size_align(3 * SMALLEST, 8).expect("valid"),
+            );
         }
         assert_eq!(cache.trim(), class(layout.size()) + class(3 * SMALLEST));
     }

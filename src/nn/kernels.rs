@@ -14,7 +14,9 @@ use super::cpu::norm::{self, Groups};
 fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     match (storage, layout.contiguous_offsets()) {
         (CpuStorage::F32(data), Some((from, to))) => Ok(&data[from..to]),
-        (CpuStorage::F32(_), None) => bail!("fused operation on a tensor that is not contiguous: {layout:?}"),
+        (CpuStorage::F32(_), None) => {
+            bail!("fused operation on a tensor that is not contiguous: {layout:?}")
+        }
         _ => bail!("fused operation on a tensor that is not f32"),
     }
 }
@@ -49,15 +51,31 @@ pub(super) struct Linear<'a> {
 }
 
 impl Linear<'_> {
-    fn run(&self, x: &CpuStorage, layout: &Layout, residual: Option<&[f32]>) -> Result<(CpuStorage, Shape)> {
+    fn run(
+        &self,
+        x: &CpuStorage,
+        layout: &Layout,
+        residual: Option<&[f32]>,
+    ) -> Result<(CpuStorage, Shape)> {
         let x = values(x, layout)?;
-        let Some(&inputs) = layout.dims().last() else { bail!("linear: scalar input") };
+        let Some(&inputs) = layout.dims().last() else {
+            bail!("linear: scalar input")
+        };
         if inputs != self.weight.inputs() {
-            bail!("linear: {} inputs, weight takes {}", inputs, self.weight.inputs());
+            bail!(
+                "linear: {} inputs, weight takes {}",
+                inputs,
+                self.weight.inputs()
+            );
         }
         let outputs = self.weight.outputs();
         let mut out = buffer(x.len() / inputs * outputs);
-        let epilogue = Epilogue { bias: self.bias, activation: self.activation, residual, ..Epilogue::default() };
+        let epilogue = Epilogue {
+            bias: self.bias,
+            activation: self.activation,
+            residual,
+            ..Epilogue::default()
+        };
         gemm(Rows::Matrix(x), self.weight, epilogue, &mut out);
         output(out, with_last(layout, outputs))
     }
@@ -76,7 +94,13 @@ impl CustomOp2 for Linear<'_> {
     fn name(&self) -> &'static str {
         "linear_residual"
     }
-    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, r: &CpuStorage, lr: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        lx: &Layout,
+        r: &CpuStorage,
+        lr: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         self.run(x, lx, Some(values(r, lr)?))
     }
 }
@@ -91,7 +115,12 @@ pub(super) struct Conv2d<'a> {
 }
 
 impl Conv2d<'_> {
-    fn run(&self, x: &CpuStorage, layout: &Layout, second: Option<&[f32]>) -> Result<(CpuStorage, Shape)> {
+    fn run(
+        &self,
+        x: &CpuStorage,
+        layout: &Layout,
+        second: Option<&[f32]>,
+    ) -> Result<(CpuStorage, Shape)> {
         let w = self.window;
         let outputs = self.weight.outputs();
         let mut out = buffer(w.batch * w.out_height * w.out_width * outputs);
@@ -102,7 +131,12 @@ impl Conv2d<'_> {
             residual: second.filter(|_| self.second == Second::Residual),
             row_bias: second.filter(|_| self.second == Second::PerImage),
         };
-        gemm(Rows::Picture(values(x, layout)?, w), self.weight, epilogue, &mut out);
+        gemm(
+            Rows::Picture(values(x, layout)?, w),
+            self.weight,
+            epilogue,
+            &mut out,
+        );
         output(out, (w.batch, w.out_height, w.out_width, outputs))
     }
 }
@@ -120,7 +154,13 @@ impl CustomOp2 for Conv2d<'_> {
     fn name(&self) -> &'static str {
         "conv2d_add"
     }
-    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, s: &CpuStorage, ls: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        lx: &Layout,
+        s: &CpuStorage,
+        ls: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         self.run(x, lx, Some(values(s, ls)?))
     }
 }
@@ -149,7 +189,14 @@ impl CustomOp3 for GroupNorm {
         let (batch, channels) = (lx.dims()[0], weight.len());
         let mut out = buffer(x.len());
         let pixels = x.len() / batch.max(1) / channels.max(1);
-        let groups = Groups { batch, pixels, channels, groups: self.groups, eps: self.eps, silu: self.silu };
+        let groups = Groups {
+            batch,
+            pixels,
+            channels,
+            groups: self.groups,
+            eps: self.eps,
+            silu: self.silu,
+        };
         norm::group_norm(Isa::chosen(), x, weight, bias, groups, &mut out);
         output(out, lx.shape().clone())
     }
@@ -175,7 +222,14 @@ impl CustomOp3 for LayerNorm {
     ) -> Result<(CpuStorage, Shape)> {
         let x = values(x, lx)?;
         let mut out = buffer(x.len());
-        norm::layer_norm(Isa::chosen(), x, values(w, lw)?, values(b, lb)?, self.eps, &mut out);
+        norm::layer_norm(
+            Isa::chosen(),
+            x,
+            values(w, lw)?,
+            values(b, lb)?,
+            self.eps,
+            &mut out,
+        );
         output(out, lx.shape().clone())
     }
 }
@@ -187,9 +241,20 @@ pub(super) struct Attention {
 }
 
 impl Attention {
-    fn run(&self, q: Heads<'_>, k: Heads<'_>, v: Heads<'_>, channels: usize) -> Result<(CpuStorage, Shape)> {
+    fn run(
+        &self,
+        q: Heads<'_>,
+        k: Heads<'_>,
+        v: Heads<'_>,
+        channels: usize,
+    ) -> Result<(CpuStorage, Shape)> {
         let batch = q.data.len() / (q.tokens * q.stride);
-        let shape = attention::Shape { batch, heads: self.heads, head_dim: channels / self.heads, causal: self.causal };
+        let shape = attention::Shape {
+            batch,
+            heads: self.heads,
+            head_dim: channels / self.heads,
+            causal: self.causal,
+        };
         let mut out = buffer(batch * q.tokens * channels);
         attention::attention(Isa::chosen(), q, k, v, shape, &mut out);
         output(out, (batch, q.tokens, channels))
@@ -204,7 +269,12 @@ impl CustomOp1 for Attention {
     fn cpu_fwd(&self, qkv: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (_, tokens, stride) = layout.shape().dims3()?;
         let data = values(qkv, layout)?;
-        let [q, k, v] = [0, 1, 2].map(|part| Heads { data, tokens, stride, offset: part * stride / 3 });
+        let [q, k, v] = [0, 1, 2].map(|part| Heads {
+            data,
+            tokens,
+            stride,
+            offset: part * stride / 3,
+        });
         self.run(q, k, v, stride / 3)
     }
 }
@@ -214,12 +284,36 @@ impl CustomOp2 for Attention {
         "cross_attention"
     }
     /// Queries `[batch, tokens, channels]`; keys and values side by side `[batch, context tokens, 2 * channels]`.
-    fn cpu_fwd(&self, q: &CpuStorage, lq: &Layout, kv: &CpuStorage, lkv: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        q: &CpuStorage,
+        lq: &Layout,
+        kv: &CpuStorage,
+        lkv: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         let (_, tokens, channels) = lq.shape().dims3()?;
         let (_, key_tokens, stride) = lkv.shape().dims3()?;
-        let q = Heads { data: values(q, lq)?, tokens, stride: channels, offset: 0 };
-        let k = Heads { data: values(kv, lkv)?, tokens: key_tokens, stride, offset: 0 };
-        self.run(q, k, Heads { offset: stride / 2, ..k }, channels)
+        let q = Heads {
+            data: values(q, lq)?,
+            tokens,
+            stride: channels,
+            offset: 0,
+        };
+        let k = Heads {
+            data: values(kv, lkv)?,
+            tokens: key_tokens,
+            stride,
+            offset: 0,
+        };
+        self.run(
+            q,
+            k,
+            Heads {
+                offset: stride / 2,
+                ..k
+            },
+            channels,
+        )
     }
 }
 
@@ -230,8 +324,16 @@ impl CustomOp2 for Concat {
     fn name(&self) -> &'static str {
         "concat_channels"
     }
-    fn cpu_fwd(&self, a: &CpuStorage, la: &Layout, b: &CpuStorage, lb: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (Some(&ca), Some(&cb)) = (la.dims().last(), lb.dims().last()) else { bail!("concat: scalar input") };
+    fn cpu_fwd(
+        &self,
+        a: &CpuStorage,
+        la: &Layout,
+        b: &CpuStorage,
+        lb: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (Some(&ca), Some(&cb)) = (la.dims().last(), lb.dims().last()) else {
+            bail!("concat: scalar input")
+        };
         let (a, b) = (values(a, la)?, values(b, lb)?);
         if a.len() / ca != b.len() / cb {
             bail!("concat: {:?} and {:?}", la.shape(), lb.shape());

@@ -28,7 +28,11 @@ impl Placement {
     /// `f32` on the CPU.
     #[must_use]
     pub fn cpu() -> Self {
-        Self { device: Device::Cpu, dtype: DType::F32, circular: Arc::default() }
+        Self {
+            device: Device::Cpu,
+            dtype: DType::F32,
+            circular: Arc::default(),
+        }
     }
 
     fn tensor(&self, values: &[f32], shape: &[usize]) -> Result<Tensor> {
@@ -42,8 +46,14 @@ impl Placement {
 
 #[derive(Debug, Clone)]
 enum Weight {
-    Packed { weight: Packed, bias: Option<Vec<f32>> },
-    Tensors { weight: Tensor, bias: Option<Tensor> },
+    Packed {
+        weight: Packed,
+        bias: Option<Vec<f32>>,
+    },
+    Tensors {
+        weight: Tensor,
+        bias: Option<Tensor>,
+    },
 }
 
 impl Weight {
@@ -76,8 +86,18 @@ impl Linear {
     ///
     /// # Errors
     /// When the device refuses the tensor.
-    pub fn new(place: &Placement, weight: &[f32], outputs: usize, bias: Option<&[f32]>, then: Then) -> Result<Self> {
-        let columns = if then == Then::Geglu { Columns::Geglu } else { Columns::Plain };
+    pub fn new(
+        place: &Placement,
+        weight: &[f32],
+        outputs: usize,
+        bias: Option<&[f32]>,
+        then: Then,
+    ) -> Result<Self> {
+        let columns = if then == Then::Geglu {
+            Columns::Geglu
+        } else {
+            Columns::Plain
+        };
         let weight = if place.is_cpu() {
             Weight::Packed {
                 weight: Packed::new(Isa::chosen(), weight, outputs, columns, |k| k),
@@ -98,7 +118,9 @@ impl Linear {
     /// On a shape that does not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match &self.weight {
-            Weight::Packed { weight, bias } => x.apply_op1_no_bwd(&self.op(weight, bias.as_deref())),
+            Weight::Packed { weight, bias } => {
+                x.apply_op1_no_bwd(&self.op(weight, bias.as_deref()))
+            }
             Weight::Tensors { weight, bias } => self.composed(x, weight, bias.as_ref()),
         }
     }
@@ -109,7 +131,9 @@ impl Linear {
     /// On a shape that does not fit.
     pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
         match &self.weight {
-            Weight::Packed { weight, bias } => x.apply_op2_no_bwd(residual, &self.op(weight, bias.as_deref())),
+            Weight::Packed { weight, bias } => {
+                x.apply_op2_no_bwd(residual, &self.op(weight, bias.as_deref()))
+            }
             Weight::Tensors { weight, bias } => self.composed(x, weight, bias.as_ref())? + residual,
         }
     }
@@ -125,7 +149,11 @@ impl Linear {
             Then::Activate(activation) => activation,
             Then::Geglu => Activation::None,
         };
-        kernels::Linear { weight, bias, activation }
+        kernels::Linear {
+            weight,
+            bias,
+            activation,
+        }
     }
 
     fn composed(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
@@ -152,13 +180,28 @@ pub struct Sampling {
 
 impl Sampling {
     /// Same size out as in, for a kernel of 3.
-    pub const SAME: Self = Self { stride: 1, pad: 1, pad_after: 1, upsample: 1 };
+    pub const SAME: Self = Self {
+        stride: 1,
+        pad: 1,
+        pad_after: 1,
+        upsample: 1,
+    };
     /// Half the size, the UNet's way.
-    pub const HALVE: Self = Self { stride: 2, ..Self::SAME };
+    pub const HALVE: Self = Self {
+        stride: 2,
+        ..Self::SAME
+    };
     /// Half the size, the VAE encoder's way: padding below and right only.
-    pub const HALVE_VAE: Self = Self { stride: 2, pad: 0, ..Self::SAME };
+    pub const HALVE_VAE: Self = Self {
+        stride: 2,
+        pad: 0,
+        ..Self::SAME
+    };
     /// Twice the size.
-    pub const DOUBLE: Self = Self { upsample: 2, ..Self::SAME };
+    pub const DOUBLE: Self = Self {
+        upsample: 2,
+        ..Self::SAME
+    };
 }
 
 /// A 2-D convolution with a square kernel.
@@ -197,7 +240,13 @@ impl Conv2d {
                 bias: bias.map(|b| place.tensor(b, &[outputs])).transpose()?,
             }
         };
-        Ok(Self { weight, kernel, sampling, activation: Activation::None, circular: place.circular.clone() })
+        Ok(Self {
+            weight,
+            kernel,
+            sampling,
+            activation: Activation::None,
+            circular: place.circular.clone(),
+        })
     }
 
     /// Applies `activation` to the output.
@@ -213,10 +262,15 @@ impl Conv2d {
     /// On a shape that does not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match &self.weight {
-            Weight::Packed { weight, bias } => {
-                x.apply_op1_no_bwd(&self.op(x, weight, bias.as_deref(), kernels::Second::Residual)?)
+            Weight::Packed { weight, bias } => x.apply_op1_no_bwd(&self.op(
+                x,
+                weight,
+                bias.as_deref(),
+                kernels::Second::Residual,
+            )?),
+            Weight::Tensors { weight, bias } => {
+                reference::activate(&self.composed(x, weight, bias.as_ref())?, self.activation)
             }
-            Weight::Tensors { weight, bias } => reference::activate(&self.composed(x, weight, bias.as_ref())?, self.activation),
         }
     }
 
@@ -226,11 +280,13 @@ impl Conv2d {
     /// On a shape that does not fit.
     pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
         match &self.weight {
-            Weight::Packed { weight, bias } => {
-                x.apply_op2_no_bwd(residual, &self.op(x, weight, bias.as_deref(), kernels::Second::Residual)?)
-            }
+            Weight::Packed { weight, bias } => x.apply_op2_no_bwd(
+                residual,
+                &self.op(x, weight, bias.as_deref(), kernels::Second::Residual)?,
+            ),
             Weight::Tensors { weight, bias } => {
-                reference::activate(&self.composed(x, weight, bias.as_ref())?, self.activation)? + residual
+                reference::activate(&self.composed(x, weight, bias.as_ref())?, self.activation)?
+                    + residual
             }
         }
     }
@@ -241,12 +297,18 @@ impl Conv2d {
     /// On a shape that does not fit.
     pub fn forward_shifted(&self, x: &Tensor, per_image: &Tensor) -> Result<Tensor> {
         match &self.weight {
-            Weight::Packed { weight, bias } => {
-                x.apply_op2_no_bwd(per_image, &self.op(x, weight, bias.as_deref(), kernels::Second::PerImage)?)
-            }
+            Weight::Packed { weight, bias } => x.apply_op2_no_bwd(
+                per_image,
+                &self.op(x, weight, bias.as_deref(), kernels::Second::PerImage)?,
+            ),
             Weight::Tensors { weight, bias } => {
                 let shift = per_image.unsqueeze(1)?.unsqueeze(1)?;
-                reference::activate(&self.composed(x, weight, bias.as_ref())?.broadcast_add(&shift)?, self.activation)
+                reference::activate(
+                    &self
+                        .composed(x, weight, bias.as_ref())?
+                        .broadcast_add(&shift)?,
+                    self.activation,
+                )
             }
         }
     }
@@ -257,13 +319,24 @@ impl Conv2d {
         self.weight.bytes()
     }
 
-    fn op<'a>(&self, x: &Tensor, weight: &'a Packed, bias: Option<&'a [f32]>, second: kernels::Second) -> Result<kernels::Conv2d<'a>> {
+    fn op<'a>(
+        &self,
+        x: &Tensor,
+        weight: &'a Packed,
+        bias: Option<&'a [f32]>,
+        second: kernels::Second,
+    ) -> Result<kernels::Conv2d<'a>> {
         let (batch, height, width, channels) = x.dims4()?;
         if channels * self.kernel * self.kernel != weight.inputs() {
-            candle_core::bail!("conv2d: {channels} channels, weight takes {}", weight.inputs() / (self.kernel * self.kernel));
+            candle_core::bail!(
+                "conv2d: {channels} channels, weight takes {}",
+                weight.inputs() / (self.kernel * self.kernel)
+            );
         }
         let s = self.sampling;
-        let reach = |len: usize| (len * s.upsample + s.pad + s.pad_after).saturating_sub(self.kernel) / s.stride + 1;
+        let reach = |len: usize| {
+            (len * s.upsample + s.pad + s.pad_after).saturating_sub(self.kernel) / s.stride + 1
+        };
         let window = Window {
             batch,
             height,
@@ -277,11 +350,23 @@ impl Conv2d {
             upsample: s.upsample,
             circular: self.circular.load(Ordering::Relaxed),
         };
-        Ok(kernels::Conv2d { weight, bias, window, activation: self.activation, second })
+        Ok(kernels::Conv2d {
+            weight,
+            bias,
+            window,
+            activation: self.activation,
+            second,
+        })
     }
 
     fn composed(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-        reference::conv2d(x, weight, bias, self.sampling, self.circular.load(Ordering::Relaxed))
+        reference::conv2d(
+            x,
+            weight,
+            bias,
+            self.sampling,
+            self.circular.load(Ordering::Relaxed),
+        )
     }
 }
 
@@ -302,7 +387,13 @@ impl GroupNorm {
     /// When the device refuses the tensor.
     pub fn new(place: &Placement, weight: &[f32], bias: &[f32], eps: f32) -> Result<Self> {
         let shape = [weight.len()];
-        Ok(Self { weight: place.tensor(weight, &shape)?, bias: place.tensor(bias, &shape)?, groups: 32, eps, silu: false })
+        Ok(Self {
+            weight: place.tensor(weight, &shape)?,
+            bias: place.tensor(bias, &shape)?,
+            groups: 32,
+            eps,
+            silu: false,
+        })
     }
 
     /// Adds SiLU.
@@ -318,11 +409,28 @@ impl GroupNorm {
     /// On a shape that does not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         if x.device().is_cpu() && x.dtype() == DType::F32 {
-            let op = kernels::GroupNorm { groups: self.groups, eps: self.eps, silu: self.silu };
+            let op = kernels::GroupNorm {
+                groups: self.groups,
+                eps: self.eps,
+                silu: self.silu,
+            };
             return x.apply_op3_no_bwd(&self.weight, &self.bias, &op);
         }
-        let y = reference::group_norm(x, &self.weight, &self.bias, self.groups, f64::from(self.eps))?;
-        reference::activate(&y, if self.silu { Activation::Silu } else { Activation::None })
+        let y = reference::group_norm(
+            x,
+            &self.weight,
+            &self.bias,
+            self.groups,
+            f64::from(self.eps),
+        )?;
+        reference::activate(
+            &y,
+            if self.silu {
+                Activation::Silu
+            } else {
+                Activation::None
+            },
+        )
     }
 }
 
@@ -342,7 +450,10 @@ impl LayerNorm {
     /// When the device refuses the tensor.
     pub fn new(place: &Placement, weight: &[f32], bias: &[f32]) -> Result<Self> {
         let shape = [weight.len()];
-        Ok(Self { weight: place.tensor(weight, &shape)?, bias: place.tensor(bias, &shape)? })
+        Ok(Self {
+            weight: place.tensor(weight, &shape)?,
+            bias: place.tensor(bias, &shape)?,
+        })
     }
 
     /// Same shape out as in.
@@ -351,7 +462,11 @@ impl LayerNorm {
     /// On a shape that does not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         if x.device().is_cpu() && x.dtype() == DType::F32 {
-            return x.apply_op3_no_bwd(&self.weight, &self.bias, &kernels::LayerNorm { eps: Self::EPS });
+            return x.apply_op3_no_bwd(
+                &self.weight,
+                &self.bias,
+                &kernels::LayerNorm { eps: Self::EPS },
+            );
         }
         candle_nn::ops::layer_norm(x, &self.weight, &self.bias, Self::EPS)
     }

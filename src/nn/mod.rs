@@ -12,7 +12,10 @@ mod reference;
 
 pub use attention::{Mask, cross_attention, self_attention};
 pub use cpu::math::Activation;
-pub use layers::{Conv2d, GroupNorm, LayerNorm, Linear, Placement, Sampling, Then, concat_channels, sinusoidal_embedding};
+pub use layers::{
+    Conv2d, GroupNorm, LayerNorm, Linear, Placement, Sampling, Then, concat_channels,
+    sinusoidal_embedding,
+};
 
 #[cfg(test)]
 mod tests;

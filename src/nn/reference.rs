@@ -30,7 +30,13 @@ pub(super) fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
 }
 
 /// Convolution of `[batch, height, width, in]` with `[out, in, kernel, kernel]`.
-pub(super) fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, sampling: Sampling, circular: bool) -> Result<Tensor> {
+pub(super) fn conv2d(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    sampling: Sampling,
+    circular: bool,
+) -> Result<Tensor> {
     let mut x = x.permute((0, 3, 1, 2))?.contiguous()?;
     if sampling.upsample > 1 {
         let (_, _, h, w) = x.dims4()?;
@@ -38,9 +44,16 @@ pub(super) fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, samplin
     }
     let after = sampling.pad_after;
     for axis in [2, 3] {
-        x = if circular { wrap(&x, axis, sampling.pad, after)? } else { x.pad_with_zeros(axis, sampling.pad, after)? };
+        x = if circular {
+            wrap(&x, axis, sampling.pad, after)?
+        } else {
+            x.pad_with_zeros(axis, sampling.pad, after)?
+        };
     }
-    let y = x.conv2d(weight, 0, sampling.stride, 1, 1)?.permute((0, 2, 3, 1))?.contiguous()?;
+    let y = x
+        .conv2d(weight, 0, sampling.stride, 1, 1)?
+        .permute((0, 2, 3, 1))?
+        .contiguous()?;
     bias.map_or(Ok(y.clone()), |b| y.broadcast_add(b))
 }
 
@@ -52,29 +65,53 @@ fn wrap(x: &Tensor, axis: usize, before: usize, after: usize) -> Result<Tensor> 
 }
 
 /// Group norm over `[batch, ..., channels]`.
-pub(super) fn group_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, groups: usize, eps: f64) -> Result<Tensor> {
+pub(super) fn group_norm(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    groups: usize,
+    eps: f64,
+) -> Result<Tensor> {
     let shape = x.shape().clone();
     let (batch, channels) = (x.dim(0)?, x.dim(D::Minus1)?);
     let x = x.reshape((batch, (), groups, channels / groups))?;
     let mean = x.mean_keepdim((1, 3))?;
     let x = x.broadcast_sub(&mean)?;
     let variance = x.sqr()?.mean_keepdim((1, 3))?;
-    let x = x.broadcast_div(&(variance + eps)?.sqrt()?)?.reshape(shape)?;
+    let x = x
+        .broadcast_div(&(variance + eps)?.sqrt()?)?
+        .reshape(shape)?;
     x.broadcast_mul(weight)?.broadcast_add(bias)
 }
 
 /// `softmax(q kᵀ / sqrt(d)) v` with heads side by side on the last axis.
-pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool) -> Result<Tensor> {
+pub(super) fn attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    heads: usize,
+    causal: bool,
+) -> Result<Tensor> {
     let split = |x: &Tensor| {
         let (b, t, c) = x.dims3()?;
-        x.reshape((b, t, heads, c / heads))?.transpose(1, 2)?.contiguous()
+        x.reshape((b, t, heads, c / heads))?
+            .transpose(1, 2)?
+            .contiguous()
     };
     let (b, tokens, channels) = q.dims3()?;
     let (q, k, v) = (split(q)?, split(k)?, split(v)?);
     let mut scores = (q.matmul(&k.t()?)? / ((channels / heads) as f64).sqrt())?;
     if causal {
-        let mask = (0..tokens * tokens).map(|i| if i % tokens > i / tokens { f32::NEG_INFINITY } else { 0.0 });
-        let mask = Tensor::from_iter(mask, scores.device())?.reshape((1, 1, tokens, tokens))?.to_dtype(scores.dtype())?;
+        let mask = (0..tokens * tokens).map(|i| {
+            if i % tokens > i / tokens {
+                f32::NEG_INFINITY
+            } else {
+                0.0
+            }
+        });
+        let mask = Tensor::from_iter(mask, scores.device())?
+            .reshape((1, 1, tokens, tokens))?
+            .to_dtype(scores.dtype())?;
         scores = scores.broadcast_add(&mask)?;
     }
     let y = candle_nn::ops::softmax_last_dim(&scores)?.matmul(&v)?;

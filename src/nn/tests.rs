@@ -18,7 +18,9 @@ use super::{Activation, Conv2d, Linear, Placement, Sampling, Then, reference};
 fn random(len: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     };
     (0..len).map(|_| next()).collect()
@@ -29,30 +31,69 @@ fn tensor(values: &[f32], shape: &[usize]) -> Tensor {
 }
 
 fn flat(t: &Tensor) -> Vec<f32> {
-    t.flatten_all().and_then(|t| t.to_vec1()).expect("f32 tensor")
+    t.flatten_all()
+        .and_then(|t| t.to_vec1())
+        .expect("f32 tensor")
 }
 
 #[track_caller]
 fn close(what: &str, got: &[f32], want: &[f32], k: usize) {
     assert_eq!(got.len(), want.len(), "{what}: length");
     let scale = want.iter().fold(1e-3f32, |m, x| m.max(x.abs()));
-    let worst = got.iter().zip(want).map(|(g, w)| (g - w).abs()).fold(0.0, f32::max);
+    let worst = got
+        .iter()
+        .zip(want)
+        .map(|(g, w)| (g - w).abs())
+        .fold(0.0, f32::max);
     let tolerance = 2e-6 * scale * (k as f32 / 64.0).sqrt().max(1.0);
-    assert!(worst <= tolerance && got.iter().all(|g| g.is_finite()), "{what}: off by {worst:e}, allowed {tolerance:e}");
+    assert!(
+        worst <= tolerance && got.iter().all(|g| g.is_finite()),
+        "{what}: off by {worst:e}, allowed {tolerance:e}"
+    );
 }
 
 #[test]
 fn linear_equals_the_composed_product_on_every_isa() {
     for isa in Isa::available() {
-        for (m, k, n) in [(1, 1, 1), (3, 5, 7), (8, 16, 32), (25, 70, 33), (77, 64, 192), (50, 2500, 40), (130, 33, 100)] {
-            let (x, w, b, r) = (random(m * k, 1), random(n * k, 2), random(n, 3), random(m * n, 4));
+        for (m, k, n) in [
+            (1, 1, 1),
+            (3, 5, 7),
+            (8, 16, 32),
+            (25, 70, 33),
+            (77, 64, 192),
+            (50, 2500, 40),
+            (130, 33, 100),
+        ] {
+            let (x, w, b, r) = (
+                random(m * k, 1),
+                random(n * k, 2),
+                random(n, 3),
+                random(m * n, 4),
+            );
             let packed = Packed::new(isa, &w, n, Columns::Plain, |k| k);
             let mut got = vec![f32::NAN; m * n];
-            let epilogue = Epilogue { bias: Some(&b), activation: Activation::Gelu, residual: Some(&r), ..Epilogue::default() };
+            let epilogue = Epilogue {
+                bias: Some(&b),
+                activation: Activation::Gelu,
+                residual: Some(&r),
+                ..Epilogue::default()
+            };
             gemm(Rows::Matrix(&x), &packed, epilogue, &mut got);
-            let y = reference::linear(&tensor(&x, &[m, k]), &tensor(&w, &[n, k]), Some(&tensor(&b, &[n]))).expect("composed");
-            let want = (reference::activate(&y, Activation::Gelu).expect("gelu") + tensor(&r, &[m, n])).expect("sum");
-            close(&format!("{isa:?} linear {m}x{k}x{n}"), &got, &flat(&want), k);
+            let y = reference::linear(
+                &tensor(&x, &[m, k]),
+                &tensor(&w, &[n, k]),
+                Some(&tensor(&b, &[n])),
+            )
+            .expect("composed");
+            let want = (reference::activate(&y, Activation::Gelu).expect("gelu")
+                + tensor(&r, &[m, n]))
+            .expect("sum");
+            close(
+                &format!("{isa:?} linear {m}x{k}x{n}"),
+                &got,
+                &flat(&want),
+                k,
+            );
         }
     }
 }
@@ -64,22 +105,53 @@ fn geglu_epilogue_equals_the_composed_halves() {
             let (x, w, b) = (random(m * k, 5), random(n * k, 6), random(n, 7));
             let packed = Packed::new(isa, &w, n, Columns::Geglu, |k| k);
             let mut got = vec![f32::NAN; m * n / 2];
-            gemm(Rows::Matrix(&x), &packed, Epilogue { bias: Some(&b), ..Epilogue::default() }, &mut got);
-            let y = reference::linear(&tensor(&x, &[m, k]), &tensor(&w, &[n, k]), Some(&tensor(&b, &[n]))).expect("composed");
-            close(&format!("{isa:?} geglu {m}x{k}x{n}"), &got, &flat(&reference::geglu(&y).expect("halves")), k);
+            gemm(
+                Rows::Matrix(&x),
+                &packed,
+                Epilogue {
+                    bias: Some(&b),
+                    ..Epilogue::default()
+                },
+                &mut got,
+            );
+            let y = reference::linear(
+                &tensor(&x, &[m, k]),
+                &tensor(&w, &[n, k]),
+                Some(&tensor(&b, &[n])),
+            )
+            .expect("composed");
+            close(
+                &format!("{isa:?} geglu {m}x{k}x{n}"),
+                &got,
+                &flat(&reference::geglu(&y).expect("halves")),
+                k,
+            );
         }
     }
 }
 
 #[test]
 fn convolution_equals_the_composed_one_for_every_window() {
-    let samplings = [Sampling::SAME, Sampling::HALVE, Sampling::HALVE_VAE, Sampling::DOUBLE];
+    let samplings = [
+        Sampling::SAME,
+        Sampling::HALVE,
+        Sampling::HALVE_VAE,
+        Sampling::DOUBLE,
+    ];
     for isa in Isa::available() {
         for (i, sampling) in samplings.into_iter().enumerate() {
-            for (circular, (b, h, w, cin, cout)) in [(false, (2, 7, 5, 3, 33)), (false, (1, 8, 8, 40, 20)), (true, (1, 6, 4, 5, 4))] {
+            for (circular, (b, h, w, cin, cout)) in [
+                (false, (2, 7, 5, 3, 33)),
+                (false, (1, 8, 8, 40, 20)),
+                (true, (1, 6, 4, 5, 4)),
+            ] {
                 let (x, k) = (random(b * h * w * cin, 8), random(cout * cin * 9, 9));
                 let (bias, shift) = (random(cout, 10), random(b * cout, 11));
-                let reach = |len: usize| (len * sampling.upsample + sampling.pad + sampling.pad_after - 3) / sampling.stride + 1;
+                let reach = |len: usize| {
+                    (len * sampling.upsample + sampling.pad + sampling.pad_after - 3)
+                        / sampling.stride
+                        + 1
+                };
                 let window = Window {
                     batch: b,
                     height: h,
@@ -96,7 +168,12 @@ fn convolution_equals_the_composed_one_for_every_window() {
                 let packed = Packed::new(isa, &k, cout, Columns::Plain, |i| i % cin * 9 + i / cin);
                 let pixels = reach(h) * reach(w);
                 let mut got = vec![f32::NAN; b * pixels * cout];
-                let epilogue = Epilogue { bias: Some(&bias), row_bias: Some(&shift), rows_per_batch: pixels, ..Epilogue::default() };
+                let epilogue = Epilogue {
+                    bias: Some(&bias),
+                    row_bias: Some(&shift),
+                    rows_per_batch: pixels,
+                    ..Epilogue::default()
+                };
                 gemm(Rows::Picture(&x, window), &packed, epilogue, &mut got);
                 let y = reference::conv2d(
                     &tensor(&x, &[b, h, w, cin]),
@@ -105,8 +182,15 @@ fn convolution_equals_the_composed_one_for_every_window() {
                     sampling,
                     circular,
                 );
-                let want = y.and_then(|y| y.broadcast_add(&tensor(&shift, &[b, 1, 1, cout]))).expect("composed");
-                close(&format!("{isa:?} window {i} circular {circular}"), &got, &flat(&want), cin * 9);
+                let want = y
+                    .and_then(|y| y.broadcast_add(&tensor(&shift, &[b, 1, 1, cout])))
+                    .expect("composed");
+                close(
+                    &format!("{isa:?} window {i} circular {circular}"),
+                    &got,
+                    &flat(&want),
+                    cin * 9,
+                );
             }
         }
     }
@@ -120,15 +204,36 @@ fn norms_equal_the_composed_ones_even_with_a_large_mean() {
             let (w, bias) = (random(c, 13), random(c, 14));
             let (tw, tb) = (tensor(&w, &[c]), tensor(&bias, &[c]));
             let mut got = vec![f32::NAN; x.len()];
-            let groups = Groups { batch: b, pixels, channels: c, groups: 32, eps: 1e-5, silu: true };
+            let groups = Groups {
+                batch: b,
+                pixels,
+                channels: c,
+                groups: 32,
+                eps: 1e-5,
+                silu: true,
+            };
             norm::group_norm(isa, &x, &w, &bias, groups, &mut got);
-            let want = reference::group_norm(&tensor(&x, &[b, pixels, c]), &tw, &tb, 32, 1e-5).expect("composed");
+            let want = reference::group_norm(&tensor(&x, &[b, pixels, c]), &tw, &tb, 32, 1e-5)
+                .expect("composed");
             let want = reference::activate(&want, Activation::Silu).expect("silu");
-            close(&format!("{isa:?} group norm {b}x{pixels}x{c}"), &got, &flat(&want), pixels * 40);
+            close(
+                &format!("{isa:?} group norm {b}x{pixels}x{c}"),
+                &got,
+                &flat(&want),
+                pixels * 40,
+            );
             norm::layer_norm(isa, &x, &w, &bias, 1e-5, &mut got);
             // candle's own layer norm takes E[x²] - E[x]², which loses digits at this mean: the oracle is f64.
-            let want: Vec<f32> = x.chunks(c).flat_map(|row| layer_norm_f64(row, &w, &bias)).collect();
-            close(&format!("{isa:?} layer norm {b}x{pixels}x{c}"), &got, &want, 64);
+            let want: Vec<f32> = x
+                .chunks(c)
+                .flat_map(|row| layer_norm_f64(row, &w, &bias))
+                .collect();
+            close(
+                &format!("{isa:?} layer norm {b}x{pixels}x{c}"),
+                &got,
+                &want,
+                64,
+            );
         }
     }
 }
@@ -136,27 +241,69 @@ fn norms_equal_the_composed_ones_even_with_a_large_mean() {
 fn layer_norm_f64(row: &[f32], w: &[f32], b: &[f32]) -> Vec<f32> {
     let n = row.len() as f64;
     let mean = row.iter().map(|x| f64::from(*x)).sum::<f64>() / n;
-    let variance = row.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / n;
+    let variance = row
+        .iter()
+        .map(|x| (f64::from(*x) - mean).powi(2))
+        .sum::<f64>()
+        / n;
     let normal = |x: &f32| (f64::from(*x) - mean) / (variance + 1e-5).sqrt();
-    row.iter().zip(w).zip(b).map(|((x, w), b)| (normal(x) * f64::from(*w) + f64::from(*b)) as f32).collect()
+    row.iter()
+        .zip(w)
+        .zip(b)
+        .map(|((x, w), b)| (normal(x) * f64::from(*w) + f64::from(*b)) as f32)
+        .collect()
 }
 
 #[test]
 fn attention_equals_the_composed_softmax_with_and_without_mask() {
     for isa in Isa::available() {
-        for (b, tokens, keys, heads, d, causal) in
-            [(1, 1, 1, 1, 8, false), (2, 77, 77, 4, 16, true), (1, 130, 77, 2, 64, false), (1, 300, 600, 1, 72, false), (1, 290, 290, 2, 40, true)]
-        {
+        for (b, tokens, keys, heads, d, causal) in [
+            (1, 1, 1, 1, 8, false),
+            (2, 77, 77, 4, 16, true),
+            (1, 130, 77, 2, 64, false),
+            (1, 300, 600, 1, 72, false),
+            (1, 290, 290, 2, 40, true),
+        ] {
             let c = heads * d;
-            let (q, k, v) = (random(b * tokens * c, 15), random(b * keys * c, 16), random(b * keys * c, 17));
+            let (q, k, v) = (
+                random(b * tokens * c, 15),
+                random(b * keys * c, 16),
+                random(b * keys * c, 17),
+            );
             let q: Vec<f32> = q.iter().map(|x| x * 4.0).collect();
-            let view = |data, tokens| Heads { data, tokens, stride: c, offset: 0 };
+            let view = |data, tokens| Heads {
+                data,
+                tokens,
+                stride: c,
+                offset: 0,
+            };
             let mut got = vec![f32::NAN; b * tokens * c];
-            let shape = Shape { batch: b, heads, head_dim: d, causal };
-            attention::attention(isa, view(&q, tokens), view(&k, keys), view(&v, keys), shape, &mut got);
-            let (tq, tk, tv) = (tensor(&q, &[b, tokens, c]), tensor(&k, &[b, keys, c]), tensor(&v, &[b, keys, c]));
+            let shape = Shape {
+                batch: b,
+                heads,
+                head_dim: d,
+                causal,
+            };
+            attention::attention(
+                isa,
+                view(&q, tokens),
+                view(&k, keys),
+                view(&v, keys),
+                shape,
+                &mut got,
+            );
+            let (tq, tk, tv) = (
+                tensor(&q, &[b, tokens, c]),
+                tensor(&k, &[b, keys, c]),
+                tensor(&v, &[b, keys, c]),
+            );
             let want = reference::attention(&tq, &tk, &tv, heads, causal).expect("composed");
-            close(&format!("{isa:?} attention {tokens}x{keys} d{d} causal {causal}"), &got, &flat(&want), keys);
+            close(
+                &format!("{isa:?} attention {tokens}x{keys} d{d} causal {causal}"),
+                &got,
+                &flat(&want),
+                keys,
+            );
         }
     }
 }
@@ -165,12 +312,25 @@ fn attention_equals_the_composed_softmax_with_and_without_mask() {
 fn layers_of_the_device_path_and_the_fused_path_agree() {
     let place = Placement::cpu();
     let (w, b) = (random(24 * 10, 18), random(24, 19));
-    let linear = Linear::new(&place, &w, 24, Some(&b), Then::Activate(Activation::QuickGelu)).expect("layer");
+    let linear = Linear::new(
+        &place,
+        &w,
+        24,
+        Some(&b),
+        Then::Activate(Activation::QuickGelu),
+    )
+    .expect("layer");
     let x = tensor(&random(2 * 6 * 10, 20), &[2, 6, 10]);
     let y = linear.forward(&x).expect("forward");
     assert_eq!(y.dims(), [2, 6, 24]);
-    let want = reference::linear(&x, &tensor(&w, &[24, 10]), Some(&tensor(&b, &[24]))).expect("composed");
-    close("quick gelu", &flat(&y), &flat(&reference::activate(&want, Activation::QuickGelu).expect("gelu")), 64);
+    let want =
+        reference::linear(&x, &tensor(&w, &[24, 10]), Some(&tensor(&b, &[24]))).expect("composed");
+    close(
+        "quick gelu",
+        &flat(&y),
+        &flat(&reference::activate(&want, Activation::QuickGelu).expect("gelu")),
+        64,
+    );
 
     let w = random(6 * 4 * 9, 21);
     let conv = Conv2d::new(&place, &w, [6, 4, 3], None, Sampling::HALVE).expect("layer");
@@ -178,6 +338,12 @@ fn layers_of_the_device_path_and_the_fused_path_agree() {
     let plain = flat(&conv.forward(&x).expect("forward"));
     place.circular.store(true, Ordering::Relaxed);
     let wrapped = flat(&conv.forward(&x).expect("forward"));
-    assert_ne!(plain, wrapped, "tiling acts on layers built before it was switched on");
-    assert!(linear.forward(&tensor(&[0.0; 9], &[1, 9])).is_err(), "a wrong width is an error, not a panic");
+    assert_ne!(
+        plain, wrapped,
+        "tiling acts on layers built before it was switched on"
+    );
+    assert!(
+        linear.forward(&tensor(&[0.0; 9], &[1, 9])).is_err(),
+        "a wrong width is an error, not a panic"
+    );
 }

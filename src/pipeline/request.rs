@@ -71,7 +71,12 @@ pub struct InfotextOptions {
 
 impl Default for InfotextOptions {
     fn default() -> Self {
-        Self { model_hash: true, model_name: true, version: Some(crate::config::VERSION_TEXT.to_string()), cfg_scale_as_int: false }
+        Self {
+            model_hash: true,
+            model_name: true,
+            version: Some(crate::config::VERSION_TEXT.to_string()),
+            cfg_scale_as_int: false,
+        }
     }
 }
 

@@ -3,6 +3,8 @@
 //! Nothing is an error: a bracket without a partner acts to the end of the text or stands for itself. Follows A1111's
 //! `prompt_parser.parse_prompt_attention`, whose weights are products in f64, innermost bracket first.
 
+use std::cmp::Ordering;
+
 /// Text of the marker between two chunks; it comes with [`BREAK_WEIGHT`].
 pub const BREAK: &str = "BREAK";
 /// Weight of the marker between two chunks, before any bracket around it multiplies it.
@@ -30,10 +32,18 @@ pub fn parse_attention(text: &str) -> Vec<(String, f32)> {
             Token::Escaped(literal) => fragments.push(literal, 1.0),
             Token::Open(b'(') => round.push(fragments.texts.len()),
             Token::Open(_) => square.push(fragments.texts.len()),
-            Token::Close(b')', _) if let Some(start) = round.pop() => fragments.multiply(start, ROUND),
-            Token::Close(b']', _) if let Some(start) = square.pop() => fragments.multiply(start, SQUARE),
-            Token::Weight(weight, _) if let Some(start) = round.pop() => fragments.multiply(start, weight),
-            Token::Close(_, literal) | Token::Weight(_, literal) | Token::Text(literal) => fragments.push_with_breaks(literal),
+            Token::Close(b')', _) if let Some(start) = round.pop() => {
+                fragments.multiply(start, ROUND);
+            }
+            Token::Close(b']', _) if let Some(start) = square.pop() => {
+                fragments.multiply(start, SQUARE);
+            }
+            Token::Weight(weight, _) if let Some(start) = round.pop() => {
+                fragments.multiply(start, weight);
+            }
+            Token::Close(_, literal) | Token::Weight(_, literal) | Token::Text(literal) => {
+                fragments.push_with_breaks(literal);
+            }
         }
     }
     for start in round {
@@ -60,7 +70,10 @@ fn next_token(text: &str) -> (Token<'_>, &str) {
     let bytes = text.as_bytes();
     match bytes[0] {
         b'\\' => {
-            let length = usize::from(matches!(bytes.get(1), Some(b'(' | b')' | b'[' | b']' | b'\\')));
+            let length = usize::from(matches!(
+                bytes.get(1),
+                Some(b'(' | b')' | b'[' | b']' | b'\\')
+            ));
             (Token::Escaped(&text[1..=length]), &text[1 + length..])
         }
         open @ (b'(' | b'[') => (Token::Open(open), &text[1..]),
@@ -73,7 +86,9 @@ fn next_token(text: &str) -> (Token<'_>, &str) {
             }
         }
         _ => {
-            let end = text.find(['\\', '(', ')', '[', ']', ':']).unwrap_or(text.len());
+            let end = text
+                .find(['\\', '(', ')', '[', ']', ':'])
+                .unwrap_or(text.len());
             (Token::Text(&text[..end]), &text[end..])
         }
     }
@@ -85,10 +100,18 @@ fn next_token(text: &str) -> (Token<'_>, &str) {
 fn weight_suffix(text: &str) -> Option<(f64, usize)> {
     let body = text.strip_prefix(':')?.trim_start_matches(super::is_space);
     let unsigned = body.strip_prefix(['+', '-']).unwrap_or(body);
-    let digits = unsigned.bytes().take_while(|byte| matches!(byte, b'0'..=b'9' | b'.')).count();
+    let digits = unsigned
+        .bytes()
+        .take_while(|byte| matches!(byte, b'0'..=b'9' | b'.'))
+        .count();
     let number = &body[..body.len() - unsigned.len() + digits];
-    let tail = unsigned[digits..].trim_start_matches(super::is_space).strip_prefix(')')?;
-    Some((number.parse().ok().filter(|_| digits > 0)?, text.len() - tail.len()))
+    let tail = unsigned[digits..]
+        .trim_start_matches(super::is_space)
+        .strip_prefix(')')?;
+    Some((
+        number.parse().ok().filter(|_| digits > 0)?,
+        text.len() - tail.len(),
+    ))
 }
 
 /// Texts and weights of one prompt, kept apart so that a bracket multiplies a plain slice.
@@ -134,21 +157,29 @@ impl<'a> Fragments<'a> {
         let mut merged: Vec<(String, f64)> = Vec::new();
         for (text, weight) in self.texts.into_iter().zip(self.weights) {
             match merged.last_mut() {
-                Some((last, last_weight)) if last_weight.to_bits() == weight.to_bits() || *last_weight == weight => last.push_str(text),
+                Some((last, last_weight))
+                    if (*last_weight).partial_cmp(&weight) == Some(Ordering::Equal) =>
+                {
+                    last.push_str(text);
+                }
                 _ => merged.push((text.to_string(), weight)),
             }
         }
         if merged.is_empty() {
             merged.push((String::new(), 1.0));
         }
-        merged.into_iter().map(|(text, weight)| (text, weight as f32)).collect()
+        merged
+            .into_iter()
+            .map(|(text, weight)| (text, weight as f32))
+            .collect()
     }
 }
 
 /// Whether `text[start..end]` has no word character right before or after it.
 pub(super) fn is_word_at(text: &str, start: usize, end: usize) -> bool {
     let word = |c: char| c.is_alphanumeric() || c == '_';
-    !text[..start].chars().next_back().is_some_and(word) && !text[end..].chars().next().is_some_and(word)
+    !text[..start].chars().next_back().is_some_and(word)
+        && !text[end..].chars().next().is_some_and(word)
 }
 
 #[cfg(test)]
@@ -157,7 +188,14 @@ mod tests {
 
     #[test]
     fn a_word_break_needs_word_boundaries() {
-        assert_eq!(parse_attention("x BREAKy BREAK"), [("x BREAKy".into(), 1.0), (BREAK.into(), -1.0), (String::new(), 1.0)]);
+        assert_eq!(
+            parse_attention("x BREAKy BREAK"),
+            [
+                ("x BREAKy".into(), 1.0),
+                (BREAK.into(), -1.0),
+                (String::new(), 1.0)
+            ]
+        );
     }
 
     #[test]

@@ -15,7 +15,7 @@ const PAYLOAD: usize = CHUNK_LENGTH - 2;
 pub enum Tower {
     /// CLIP ViT-L: short chunks are filled with the end mark.
     ClipL,
-    /// OpenCLIP bigG: everything after the first end mark is 0.
+    /// `OpenCLIP` bigG: everything after the first end mark is 0.
     OpenClipG,
 }
 
@@ -107,14 +107,27 @@ impl ChunkOptions<'_> {
     /// A1111's defaults for `tower`, without textual inversions.
     #[must_use]
     pub fn new(tower: Tower) -> Self {
-        Self { tower, comma_backtrack: 20, embeddings: &NoEmbeddings }
+        Self {
+            tower,
+            comma_backtrack: 20,
+            embeddings: &NoEmbeddings,
+        }
     }
 }
 
 /// Cuts fragments (see [`parse_attention`](super::parse_attention)) into chunks; never empty.
 #[must_use]
-pub fn build_chunks(fragments: &[(String, f32)], tokenizer: &Tokenizer, options: &ChunkOptions<'_>) -> Vec<Chunk> {
-    let mut builder = Builder { options: *options, chunks: Vec::new(), payload: Payload::default(), last_comma: None };
+pub fn build_chunks(
+    fragments: &[(String, f32)],
+    tokenizer: &Tokenizer,
+    options: &ChunkOptions<'_>,
+) -> Vec<Chunk> {
+    let mut builder = Builder {
+        options: *options,
+        chunks: Vec::new(),
+        payload: Payload::default(),
+        last_comma: None,
+    };
     for (text, weight) in fragments {
         if text == BREAK && weight.to_bits() == BREAK_WEIGHT.to_bits() {
             builder.flush();
@@ -136,7 +149,11 @@ pub fn build_chunks(fragments: &[(String, f32)], tokenizer: &Tokenizer, options:
 ///
 /// For the texts of one editing schedule, which are encoded as one batch, and for the two encoders of one text.
 pub fn equalize_chunks(prompts: &mut [(Tower, Vec<Chunk>)]) {
-    let longest = prompts.iter().map(|(_, chunks)| chunks.len()).max().unwrap_or(0);
+    let longest = prompts
+        .iter()
+        .map(|(_, chunks)| chunks.len())
+        .max()
+        .unwrap_or(0);
     for (tower, chunks) in prompts {
         chunks.resize_with(longest, || Chunk::empty(*tower));
     }
@@ -152,12 +169,18 @@ struct Payload {
 
 impl Payload {
     fn close(self, tower: Tower) -> Chunk {
-        let mut chunk = Chunk { tokens: [END; CHUNK_LENGTH], weights: [1.0; CHUNK_LENGTH], embeddings: self.embeddings };
+        let mut chunk = Chunk {
+            tokens: [END; CHUNK_LENGTH],
+            weights: [1.0; CHUNK_LENGTH],
+            embeddings: self.embeddings,
+        };
         let end = self.tokens.len() + 1;
         chunk.tokens[0] = START;
         chunk.tokens[1..end].copy_from_slice(&self.tokens);
         chunk.weights[1..end].copy_from_slice(&self.weights);
-        if tower == Tower::OpenClipG && let Some(first_end) = chunk.tokens.iter().position(|&id| id == END) {
+        if tower == Tower::OpenClipG
+            && let Some(first_end) = chunk.tokens.iter().position(|&id| id == END)
+        {
             chunk.tokens[first_end + 1..].fill(0);
         }
         chunk
@@ -178,14 +201,21 @@ impl Builder<'_> {
         let full = self.payload.tokens.len() == PAYLOAD;
         if ids[0] == COMMA {
             self.last_comma = Some(self.payload.tokens.len());
-        } else if full && let Some(comma) = self.last_comma.filter(|&comma| PAYLOAD - comma <= self.options.comma_backtrack) {
+        } else if full
+            && let Some(comma) = self
+                .last_comma
+                .filter(|&comma| PAYLOAD - comma <= self.options.comma_backtrack)
+        {
             self.flush_after(comma);
         }
         if self.payload.tokens.len() == PAYLOAD {
             self.flush();
         }
         // An embedding longer than a chunk can never be placed; its name is read as text.
-        let found = self.options.embeddings.find(ids).filter(|found| found.vectors <= PAYLOAD && (1..=ids.len()).contains(&found.tokens));
+        let found =
+            self.options.embeddings.find(ids).filter(|found| {
+                found.vectors <= PAYLOAD && (1..=ids.len()).contains(&found.tokens)
+            });
         let Some(found) = found else {
             self.extend(ids[0], weight, 1);
             return 1;
@@ -193,7 +223,10 @@ impl Builder<'_> {
         if self.payload.tokens.len() + found.vectors > PAYLOAD {
             self.flush();
         }
-        self.payload.embeddings.push(EmbeddingFix { offset: self.payload.tokens.len(), embedding: found.embedding });
+        self.payload.embeddings.push(EmbeddingFix {
+            offset: self.payload.tokens.len(),
+            embedding: found.embedding,
+        });
         self.extend(0, weight, found.vectors);
         found.tokens
     }
@@ -211,11 +244,16 @@ impl Builder<'_> {
         let tokens = self.payload.tokens.split_off(comma + 1);
         let weights = self.payload.weights.split_off(comma + 1);
         self.flush();
-        self.payload = Payload { tokens, weights, embeddings: Vec::new() };
+        self.payload = Payload {
+            tokens,
+            weights,
+            embeddings: Vec::new(),
+        };
     }
 
     fn flush(&mut self) {
-        self.chunks.push(std::mem::take(&mut self.payload).close(self.options.tower));
+        self.chunks
+            .push(std::mem::take(&mut self.payload).close(self.options.tower));
         self.last_comma = None;
     }
 }
@@ -231,10 +269,23 @@ mod tests {
     #[test]
     fn padding_differs_between_the_towers() {
         let tokenizer = Tokenizer::new();
-        let l = &build_chunks(&fragments("cat"), &tokenizer, &ChunkOptions::new(Tower::ClipL))[0];
-        let g = &build_chunks(&fragments("cat"), &tokenizer, &ChunkOptions::new(Tower::OpenClipG))[0];
-        assert_eq!((l.tokens[..4].to_vec(), g.tokens[..4].to_vec()), (vec![START, 2368, END, END], vec![START, 2368, END, 0]));
-        assert!(l.tokens[2..].iter().all(|&id| id == END) && g.tokens[3..].iter().all(|&id| id == 0));
+        let l = &build_chunks(
+            &fragments("cat"),
+            &tokenizer,
+            &ChunkOptions::new(Tower::ClipL),
+        )[0];
+        let g = &build_chunks(
+            &fragments("cat"),
+            &tokenizer,
+            &ChunkOptions::new(Tower::OpenClipG),
+        )[0];
+        assert_eq!(
+            (l.tokens[..4].to_vec(), g.tokens[..4].to_vec()),
+            (vec![START, 2368, END, END], vec![START, 2368, END, 0])
+        );
+        assert!(
+            l.tokens[2..].iter().all(|&id| id == END) && g.tokens[3..].iter().all(|&id| id == 0)
+        );
         assert_eq!(Chunk::empty(Tower::ClipL).tokens[1..], [END; 76]);
     }
 
@@ -242,23 +293,64 @@ mod tests {
     fn an_embedding_takes_its_vectors_and_moves_to_the_next_chunk_if_it_does_not_fit() {
         let tokenizer = Tokenizer::new();
         let name = tokenizer.encode("zebra print", Flavour::ClipL);
-        let find = |ids: &[u32]| ids.starts_with(&name).then(|| EmbeddingMatch { embedding: 7, tokens: name.len(), vectors: 5 });
-        let options = ChunkOptions { embeddings: &find, ..ChunkOptions::new(Tower::ClipL) };
+        let find = |ids: &[u32]| {
+            ids.starts_with(&name).then_some(EmbeddingMatch {
+                embedding: 7,
+                tokens: name.len(),
+                vectors: 5,
+            })
+        };
+        let options = ChunkOptions {
+            embeddings: &find,
+            ..ChunkOptions::new(Tower::ClipL)
+        };
         let chunks = build_chunks(&fragments("a (zebra print:1.5) cat"), &tokenizer, &options);
         assert_eq!(chunks[0].tokens[..8], [START, 320, 0, 0, 0, 0, 0, 2368]);
-        assert_eq!(chunks[0].weights[..8], [1.0, 1.0, 1.5, 1.5, 1.5, 1.5, 1.5, 1.0]);
-        assert_eq!(chunks[0].embeddings, [EmbeddingFix { offset: 1, embedding: 7 }]);
+        assert_eq!(
+            chunks[0].weights[..8],
+            [1.0, 1.0, 1.5, 1.5, 1.5, 1.5, 1.5, 1.0]
+        );
+        assert_eq!(
+            chunks[0].embeddings,
+            [EmbeddingFix {
+                offset: 1,
+                embedding: 7
+            }]
+        );
         let long = format!("{}zebra print", "cat ".repeat(72));
         let chunks = build_chunks(&fragments(&long), &tokenizer, &options);
-        assert_eq!((chunks.len(), chunks[1].embeddings[0].offset, chunks[1].tokens[6]), (2, 0, END));
-        let huge = |ids: &[u32]| ids.starts_with(&name).then(|| EmbeddingMatch { embedding: 7, tokens: name.len(), vectors: 76 });
-        let options = ChunkOptions { embeddings: &huge, ..options };
-        assert!(build_chunks(&fragments(&long), &tokenizer, &options).iter().all(|chunk| chunk.embeddings.is_empty()));
+        assert_eq!(
+            (
+                chunks.len(),
+                chunks[1].embeddings[0].offset,
+                chunks[1].tokens[6]
+            ),
+            (2, 0, END)
+        );
+        let huge = |ids: &[u32]| {
+            ids.starts_with(&name).then_some(EmbeddingMatch {
+                embedding: 7,
+                tokens: name.len(),
+                vectors: 76,
+            })
+        };
+        let options = ChunkOptions {
+            embeddings: &huge,
+            ..options
+        };
+        assert!(
+            build_chunks(&fragments(&long), &tokenizer, &options)
+                .iter()
+                .all(|chunk| chunk.embeddings.is_empty())
+        );
     }
 
     #[test]
     fn texts_are_made_equally_long() {
-        let mut prompts = vec![(Tower::ClipL, vec![Chunk::empty(Tower::ClipL); 3]), (Tower::OpenClipG, vec![])];
+        let mut prompts = vec![
+            (Tower::ClipL, vec![Chunk::empty(Tower::ClipL); 3]),
+            (Tower::OpenClipG, vec![]),
+        ];
         equalize_chunks(&mut prompts);
         assert_eq!(prompts[1].1, vec![Chunk::empty(Tower::OpenClipG); 3]);
     }

@@ -33,17 +33,28 @@ fn weighted(part: &str) -> Subprompt {
     let text = part.trim_end_matches(super::is_space);
     if let Some((before, number)) = text.rsplit_once(':') {
         let number = number.trim_start_matches(super::is_space);
-        if is_weight(number) && let Ok(weight) = number.parse() {
-            return Subprompt { text: before.trim_end_matches(super::is_space).to_string(), weight };
+        if is_weight(number)
+            && let Ok(weight) = number.parse()
+        {
+            return Subprompt {
+                text: before.trim_end_matches(super::is_space).to_string(),
+                weight,
+            };
         }
     }
-    Subprompt { text: text.to_string(), weight: 1.0 }
+    Subprompt {
+        text: text.to_string(),
+        weight: 1.0,
+    }
 }
 
 /// Digits with at most one dot and an optional sign; Rust's own syntax would also take exponents and `inf`.
 fn is_weight(text: &str) -> bool {
     let unsigned = text.strip_prefix(['+', '-']).unwrap_or(text);
-    unsigned.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') && unsigned.bytes().any(|byte| byte.is_ascii_digit())
+    unsigned
+        .bytes()
+        .all(|byte| byte.is_ascii_digit() || byte == b'.')
+        && unsigned.bytes().any(|byte| byte.is_ascii_digit())
 }
 
 #[cfg(test)]
@@ -58,11 +69,24 @@ mod tests {
             ("a AND", vec![("a", 1.0), ("", 1.0)]),
             ("AND", vec![("", 1.0), ("", 1.0)]),
             ("sandAND x", vec![("sandAND x", 1.0)]),
-            ("a : 1 : -2. AND b:1e3", vec![("a : 1", -2.0), (" b:1e3", 1.0)]),
+            (
+                "a : 1 : -2. AND b:1e3",
+                vec![("a : 1", -2.0), (" b:1e3", 1.0)],
+            ),
             ("a:1.2.3 AND :.5", vec![("a:1.2.3", 1.0), ("", 0.5)]),
         ] {
-            let got: Vec<_> = split_and(prompt).into_iter().map(|part| (part.text, part.weight)).collect();
-            assert_eq!(got, expected.iter().map(|&(text, weight)| (text.to_string(), weight)).collect::<Vec<_>>(), "{prompt:?}");
+            let got: Vec<_> = split_and(prompt)
+                .into_iter()
+                .map(|part| (part.text, part.weight))
+                .collect();
+            assert_eq!(
+                got,
+                expected
+                    .iter()
+                    .map(|&(text, weight)| (text.to_string(), weight))
+                    .collect::<Vec<_>>(),
+                "{prompt:?}"
+            );
         }
     }
 }

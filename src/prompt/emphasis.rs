@@ -53,18 +53,25 @@ impl Emphasis {
     pub fn apply(self, z: &mut [f32], multipliers: &[f32]) -> Result<(), Error> {
         let channels = z.len().checked_div(multipliers.len()).unwrap_or(0);
         if channels * multipliers.len() != z.len() {
-            return Err(Error::EmphasisShape { values: z.len(), multipliers: multipliers.len() });
+            return Err(Error::EmphasisShape {
+                values: z.len(),
+                multipliers: multipliers.len(),
+            });
         }
         if matches!(self, Self::Ignore | Self::None) || channels == 0 {
             return Ok(());
         }
         let before = sum(z);
         for (row, &multiplier) in z.chunks_exact_mut(channels).zip(multipliers) {
-            row.iter_mut().for_each(|value| *value *= multiplier);
+            for value in row {
+                *value *= multiplier;
+            }
         }
         if self == Self::Original {
             let ratio = (before / sum(z)) as f32;
-            z.iter_mut().for_each(|value| *value *= ratio);
+            for value in z {
+                *value *= ratio;
+            }
         }
         Ok(())
     }
@@ -93,6 +100,7 @@ impl FromStr for Emphasis {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
 
@@ -100,10 +108,20 @@ mod tests {
     fn original_restores_the_mean_of_the_whole_tensor() {
         // numpy: z = arange(1, 13).reshape(2, 3, 2); m = [[1, 1.5, 1], [1, .5, -1]]; z * m * (z.mean() / (z * m).mean())
         let mut z: Vec<f32> = (1..=12).map(|value| value as f32).collect();
-        Emphasis::Original.apply(&mut z, &[1.0, 1.5, 1.0, 1.0, 0.5, -1.0]).unwrap();
+        Emphasis::Original
+            .apply(&mut z, &[1.0, 1.5, 1.0, 1.0, 0.5, -1.0])
+            .unwrap();
         let ratio = 78.0 / 26.0;
-        let expected = [1.0, 2.0, 4.5, 6.0, 5.0, 6.0, 7.0, 8.0, 4.5, 5.0, -11.0, -12.0].map(|value: f32| value * ratio);
-        assert!(z.iter().zip(expected).all(|(got, want)| (got - want).abs() < 1e-5), "{z:?}");
+        let expected = [
+            1.0, 2.0, 4.5, 6.0, 5.0, 6.0, 7.0, 8.0, 4.5, 5.0, -11.0, -12.0,
+        ]
+        .map(|value: f32| value * ratio);
+        assert!(
+            z.iter()
+                .zip(expected)
+                .all(|(got, want)| (got - want).abs() < 1e-5),
+            "{z:?}"
+        );
     }
 
     #[test]
@@ -115,6 +133,9 @@ mod tests {
         assert!(Emphasis::NoNorm.apply(&mut z, &[1.0; 3]).is_err());
         assert_eq!("no norm".parse::<Emphasis>().unwrap(), Emphasis::NoNorm);
         assert!("Loud".parse::<Emphasis>().is_err());
-        assert_eq!(Emphasis::None.fragments("(a:2) BREAK"), [("(a:2) BREAK".to_string(), 1.0)]);
+        assert_eq!(
+            Emphasis::None.fragments("(a:2) BREAK"),
+            [("(a:2) BREAK".to_string(), 1.0)]
+        );
     }
 }

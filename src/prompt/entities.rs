@@ -20,7 +20,10 @@ impl Entities {
             .lines()
             .filter_map(|line| line.split_once(' '))
             .map(|(name, codes)| {
-                let text = codes.split(' ').filter_map(|code| u32::from_str_radix(code, 16).ok()).filter_map(char::from_u32);
+                let text = codes
+                    .split(' ')
+                    .filter_map(|code| u32::from_str_radix(code, 16).ok())
+                    .filter_map(char::from_u32);
                 (name, text.collect())
             })
             .collect();
@@ -49,8 +52,19 @@ impl Entities {
             .char_indices()
             .take(LONGEST_NAME)
             .find(|(_, c)| matches!(c, '\t' | '\n' | '\u{c}' | ' ' | '<' | '&' | '#' | ';'))
-            .map_or_else(|| body.char_indices().nth(LONGEST_NAME).map_or(body.len(), |(at, _)| at), |(at, _)| at);
-        let with_semicolon = if body[end..].starts_with(';') { end + 1 } else { end };
+            .map_or_else(
+                || {
+                    body.char_indices()
+                        .nth(LONGEST_NAME)
+                        .map_or(body.len(), |(at, _)| at)
+                },
+                |(at, _)| at,
+            );
+        let with_semicolon = if body[end..].starts_with(';') {
+            end + 1
+        } else {
+            end
+        };
         if let Some(value) = self.by_name.get(&body[..with_semicolon]) {
             return Some((value.clone(), with_semicolon + 1));
         }
@@ -59,7 +73,11 @@ impl Entities {
             .map(|(at, c)| at + c.len_utf8())
             .rev()
             .filter(|&length| length > 1)
-            .find_map(|length| self.by_name.get(&name[..length]).map(|value| (value.clone(), length + 1)))
+            .find_map(|length| {
+                self.by_name
+                    .get(&name[..length])
+                    .map(|value| (value.clone(), length + 1))
+            })
     }
 
     fn strict_reference(&self, rest: &str) -> Option<(String, usize)> {
@@ -67,16 +85,21 @@ impl Entities {
         let body = &rest[1..end];
         if let Some(number) = body.strip_prefix('#') {
             let (value, length) = numeric_reference(&rest[2..=end])?;
-            return (length == number.len() + 1 && !value.contains(';')).then_some((value, end + 1));
+            return (length == number.len() + 1 && !value.contains(';'))
+                .then_some((value, end + 1));
         }
-        if body.is_empty() || body.len() > 24 || !body.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+        if body.is_empty()
+            || body.len() > 24
+            || !body.bytes().all(|byte| byte.is_ascii_alphanumeric())
+        {
             return None;
         }
         if let Some(value) = self.by_name.get(&rest[1..=end]) {
             return Some((value.clone(), end + 1));
         }
         let lower = rest[1..=end].to_ascii_lowercase();
-        let capitals = body.bytes().all(|byte| !byte.is_ascii_lowercase()) && self.browser_reference(&rest[..=end]).is_none();
+        let capitals = body.bytes().all(|byte| !byte.is_ascii_lowercase())
+            && self.browser_reference(&rest[..=end]).is_none();
         let value = self.by_name.get(lower.as_str()).filter(|_| capitals)?;
         Some((value.to_uppercase(), end + 1))
     }
@@ -107,12 +130,20 @@ fn numeric_reference(text: &str) -> Option<(String, usize)> {
         [b'x' | b'X', ..] => (&text[1..], 16, 1),
         _ => (text, 10, 0),
     };
-    let length = digits.bytes().take_while(|byte| char::from(*byte).is_digit(radix)).count();
+    let length = digits
+        .bytes()
+        .take_while(|byte| char::from(*byte).is_digit(radix))
+        .count();
     if length == 0 {
         return None;
     }
     // Digits beyond any code point saturate: the value is out of range either way.
-    let code = digits[..length].chars().filter_map(|c| c.to_digit(radix)).fold(0u32, |sum, digit| sum.saturating_mul(radix).saturating_add(digit));
+    let code = digits[..length]
+        .chars()
+        .filter_map(|c| c.to_digit(radix))
+        .fold(0u32, |sum, digit| {
+            sum.saturating_mul(radix).saturating_add(digit)
+        });
     let semicolon = usize::from(digits[length..].starts_with(';'));
     Some((code_point_text(code), prefix + length + semicolon))
 }
@@ -135,13 +166,20 @@ mod tests {
     fn browser_rule_takes_bare_names_and_the_longest_prefix() {
         let entities = Entities::new();
         assert_eq!(entities.by_name.len(), 2231);
-        assert_eq!(entities.unescape("&amp;lt; &copy 1 &notit; &noti &nosuch; & &#x41;&#66 &#128; &#xD800;"), "&lt; © 1 ¬it; ¬i &nosuch; & AB € \u{fffd}");
+        assert_eq!(
+            entities
+                .unescape("&amp;lt; &copy 1 &notit; &noti &nosuch; & &#x41;&#66 &#128; &#xD800;"),
+            "&lt; © 1 ¬it; ¬i &nosuch; & AB € \u{fffd}"
+        );
         assert_eq!(entities.unescape("&NotEqualTilde;&é;&"), "≂\u{338}&é;&");
     }
 
     #[test]
     fn strict_rule_needs_the_semicolon() {
         let entities = Entities::new();
-        assert_eq!(entities.unescape_strict("&copy 1 &copy; &EACUTE; &AMP; &#39; &#39 &; &#x1F600;"), "&copy 1 © É & ' &#39 &; 😀");
+        assert_eq!(
+            entities.unescape_strict("&copy 1 &copy; &EACUTE; &AMP; &#39; &#39 &; &#x1F600;"),
+            "&copy 1 © É & ' &#39 &; 😀"
+        );
     }
 }

@@ -17,7 +17,10 @@ pub mod styles;
 mod tokenizer;
 
 pub use attention::{BREAK, BREAK_WEIGHT, parse_attention};
-pub use chunks::{CHUNK_LENGTH, Chunk, ChunkOptions, EmbeddingFix, EmbeddingMatch, Embeddings, NoEmbeddings, Tower, build_chunks, equalize_chunks};
+pub use chunks::{
+    CHUNK_LENGTH, Chunk, ChunkOptions, EmbeddingFix, EmbeddingMatch, Embeddings, NoEmbeddings,
+    Tower, build_chunks, equalize_chunks,
+};
 pub use compose::{Subprompt, split_and};
 pub use emphasis::Emphasis;
 pub use networks::{ExtraNetwork, extract_extra_networks, strip_comments};

@@ -15,11 +15,16 @@ pub struct ExtraNetwork {
 
 impl ExtraNetwork {
     fn parse(kind: &str, arguments: &str) -> Self {
-        let mut network = Self { kind: kind.to_string(), ..Self::default() };
+        let mut network = Self {
+            kind: kind.to_string(),
+            ..Self::default()
+        };
         for argument in arguments.split(':') {
             match argument.split_once('=') {
                 // Two `=` make neither a name nor a value.
-                Some((name, value)) if !value.contains('=') => network.named.push((name.into(), value.into())),
+                Some((name, value)) if !value.contains('=') => {
+                    network.named.push((name.into(), value.into()));
+                }
                 _ => network.positional.push(argument.into()),
             }
         }
@@ -29,7 +34,11 @@ impl ExtraNetwork {
     /// The value of argument `name`.
     #[must_use]
     pub fn named(&self, name: &str) -> Option<&str> {
-        self.named.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+        self.named
+            .iter()
+            .rev()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
     }
 }
 
@@ -64,7 +73,9 @@ pub fn extract_extra_networks(prompt: &str) -> (String, Vec<ExtraNetwork>) {
 /// The tag at the start of `text`, which begins with `<`, and what follows it.
 fn tag(text: &str) -> Option<(ExtraNetwork, &str)> {
     let body = &text[1..];
-    let kind_end = body.find(|c: char| !c.is_alphanumeric() && c != '_').filter(|&end| end > 0)?;
+    let kind_end = body
+        .find(|c: char| !c.is_alphanumeric() && c != '_')
+        .filter(|&end| end > 0)?;
     let (arguments, after) = body[kind_end..].strip_prefix(':')?.split_once('>')?;
     (!arguments.is_empty()).then(|| (ExtraNetwork::parse(&body[..kind_end], arguments), after))
 }
@@ -129,11 +140,19 @@ mod tests {
 
     #[test]
     fn tags_have_positional_and_named_arguments() {
-        let (text, networks) = extract_extra_networks("a <lora:x:1:te=0.5:a=b=c>, b<1 <b> <:x> <lora:> <lyco:y\nz>");
+        let (text, networks) =
+            extract_extra_networks("a <lora:x:1:te=0.5:a=b=c>, b<1 <b> <:x> <lora:> <lyco:y\nz>");
         assert_eq!(text, "a , b<1 <b> <:x> <lora:> ");
         assert_eq!(networks.len(), 2);
         assert_eq!(networks[0].positional, ["x", "1", "a=b=c"]);
         assert_eq!(networks[0].named("te"), Some("0.5"));
-        assert_eq!(networks[1], ExtraNetwork { kind: "lyco".into(), positional: vec!["y\nz".into()], named: vec![] });
+        assert_eq!(
+            networks[1],
+            ExtraNetwork {
+                kind: "lyco".into(),
+                positional: vec!["y\nz".into()],
+                named: vec![]
+            }
+        );
     }
 }

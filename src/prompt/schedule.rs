@@ -38,14 +38,20 @@ pub fn schedule(text: &str, steps: ScheduleSteps, rule: EditRule) -> Vec<(usize,
         return vec![(pass.calls, text.to_string())];
     };
     let whens: Vec<i64> = tree.edits.iter().map(|edit| pass.boundary(edit)).collect();
-    let mut ends: Vec<usize> = whens.iter().filter(|&&when| when >= 1).map(|&when| when as usize).collect();
+    let mut ends: Vec<usize> = whens
+        .iter()
+        .filter(|&&when| when >= 1)
+        .map(|&when| when as usize)
+        .collect();
     if !tree.alternations.is_empty() {
         ends.extend(1..=pass.calls);
     }
     ends.push(pass.calls);
     ends.sort_unstable();
     ends.dedup();
-    ends.into_iter().map(|end| (end, tree.text_at(end, &whens))).collect()
+    ends.into_iter()
+        .map(|end| (end, tree.text_at(end, &whens)))
+        .collect()
 }
 
 /// The pass's length and where its numbers count from.
@@ -59,10 +65,18 @@ struct Pass {
 impl Pass {
     fn new(steps: ScheduleSteps, rule: EditRule) -> Self {
         match steps.hires {
-            Some(hires) if rule == EditRule::Current => {
-                Self { calls: hires, rule, fraction_offset: 1.0, step_offset: steps.base as f64 }
-            }
-            _ => Self { calls: steps.base, rule, fraction_offset: 0.0, step_offset: 0.0 },
+            Some(hires) if rule == EditRule::Current => Self {
+                calls: hires,
+                rule,
+                fraction_offset: 1.0,
+                step_offset: steps.base as f64,
+            },
+            _ => Self {
+                calls: steps.base,
+                rule,
+                fraction_offset: 0.0,
+                step_offset: 0.0,
+            },
         }
     }
 
@@ -86,7 +100,11 @@ enum Node<'a> {
     /// Literal text; brackets and separators stay literal until they turn out to belong to a construct.
     Text(&'a str),
     /// `[before:after:when]`: go on at `before` up to the boundary of edit number `edit`, then at `after`.
-    Edit { edit: usize, before: usize, after: usize },
+    Edit {
+        edit: usize,
+        before: usize,
+        after: usize,
+    },
     /// `[a|b]`: take turns through alternation number `alternation`.
     Alternate { alternation: usize },
     /// End of an option: go on behind its construct.
@@ -114,7 +132,11 @@ impl Tree<'_> {
                     at + 1
                 }
                 Node::Jump(end) => end,
-                Node::Edit { edit, before, after } => {
+                Node::Edit {
+                    edit,
+                    before,
+                    after,
+                } => {
                     if call as i64 <= whens[edit] {
                         before
                     } else {
@@ -152,10 +174,16 @@ struct Parser<'a> {
 impl<'a> Parser<'a> {
     /// `None` if the text has a `|` or a backslash that the grammar has no place for.
     fn parse(text: &'a str) -> Option<Tree<'a>> {
-        let mut parser = Self { text, tree: Tree::default(), frames: Vec::new() };
+        let mut parser = Self {
+            text,
+            tree: Tree::default(),
+            frames: Vec::new(),
+        };
         let mut at = 0;
         while at < text.len() {
-            let special = text[at..].find(['\\', '[', ']', '(', ')', ':', '|']).map_or(text.len(), |found| at + found);
+            let special = text[at..]
+                .find(['\\', '[', ']', '(', ')', ':', '|'])
+                .map_or(text.len(), |found| at + found);
             if special > at {
                 parser.push_text(at, special);
                 at = special;
@@ -163,7 +191,11 @@ impl<'a> Parser<'a> {
             }
             let mut end = at + 1;
             if text.as_bytes()[at] == b'\\' {
-                end += text[end..].chars().next().filter(|&c| c != '\n')?.len_utf8();
+                end += text[end..]
+                    .chars()
+                    .next()
+                    .filter(|&c| c != '\n')?
+                    .len_utf8();
             }
             parser.push_text(at, end);
             parser.special(at)?;
@@ -182,7 +214,13 @@ impl<'a> Parser<'a> {
         let node = self.tree.nodes.len() - 1;
         match self.text.as_bytes()[at] {
             bracket @ (b'(' | b'[') => {
-                self.frames.push(Frame { square: bracket == b'[', opener: node, colons: Vec::new(), pipes: Vec::new(), tail: 0 });
+                self.frames.push(Frame {
+                    square: bracket == b'[',
+                    opener: node,
+                    colons: Vec::new(),
+                    pipes: Vec::new(),
+                    tail: 0,
+                });
             }
             b':' => {
                 if let Some(frame) = self.frames.last_mut() {
@@ -190,10 +228,17 @@ impl<'a> Parser<'a> {
                     frame.tail = at + 1;
                 }
             }
-            b'|' => self.frames.last_mut().filter(|frame| frame.square)?.pipes.push(node),
+            b'|' => self
+                .frames
+                .last_mut()
+                .filter(|frame| frame.square)?
+                .pipes
+                .push(node),
             bracket @ (b')' | b']') => {
-                let closed = self.frames.pop_if(|frame| frame.square == (bracket == b']'));
-                if !closed.is_some_and(|frame| self.close(frame, at)) {
+                let closed = self
+                    .frames
+                    .pop_if(|frame| frame.square == (bracket == b']'));
+                if !closed.is_some_and(|frame| self.close(&frame, at)) {
                     // Only `void_frames` knows of pipes in the frames that stay behind.
                     self.void_frames()?;
                 }
@@ -204,16 +249,25 @@ impl<'a> Parser<'a> {
     }
 
     /// Turns a closed bracket into its construct; `false` if it is none.
-    fn close(&mut self, frame: Frame, at: usize) -> bool {
-        match (frame.square, frame.colons.as_slice(), frame.pipes.as_slice()) {
+    fn close(&mut self, frame: &Frame, at: usize) -> bool {
+        match (
+            frame.square,
+            frame.colons.as_slice(),
+            frame.pipes.as_slice(),
+        ) {
             (false, [] | [_], []) | (true, [], []) => true,
-            (true, [] , pipes) => {
+            (true, [], pipes) => {
                 let end = self.tree.nodes.len() - 1;
-                let starts = std::iter::once(frame.opener).chain(pipes.iter().copied()).map(|node| node + 1).collect();
+                let starts = std::iter::once(frame.opener)
+                    .chain(pipes.iter().copied())
+                    .map(|node| node + 1)
+                    .collect();
                 for &pipe in pipes {
                     self.tree.nodes[pipe] = Node::Jump(end);
                 }
-                self.tree.nodes[frame.opener] = Node::Alternate { alternation: self.tree.alternations.len() };
+                self.tree.nodes[frame.opener] = Node::Alternate {
+                    alternation: self.tree.alternations.len(),
+                };
                 self.tree.alternations.push(starts);
                 // The closing bracket goes; what follows takes its index.
                 self.tree.nodes.truncate(end);
@@ -231,7 +285,11 @@ impl<'a> Parser<'a> {
                     }
                     _ => (end, frame.opener + 1),
                 };
-                self.tree.nodes[frame.opener] = Node::Edit { edit: self.tree.edits.len(), before, after };
+                self.tree.nodes[frame.opener] = Node::Edit {
+                    edit: self.tree.edits.len(),
+                    before,
+                    after,
+                };
                 self.tree.edits.push(when);
                 // The last colon, the number and the bracket go.
                 self.tree.nodes.truncate(end);
@@ -243,7 +301,10 @@ impl<'a> Parser<'a> {
 
     /// Leaves every open bracket as text; `None` if one holds a `|`, which text outside constructs must not.
     fn void_frames(&mut self) -> Option<()> {
-        self.frames.drain(..).all(|frame| frame.pipes.is_empty()).then_some(())
+        self.frames
+            .drain(..)
+            .all(|frame| frame.pipes.is_empty())
+            .then_some(())
     }
 }
 
@@ -251,12 +312,18 @@ impl<'a> Parser<'a> {
 fn is_number(text: &str) -> bool {
     let unsigned = text.strip_prefix(['+', '-']).unwrap_or(text);
     let (mantissa, exponent) = match unsigned.split_once(['e', 'E']) {
-        Some((mantissa, exponent)) => (mantissa, Some(exponent.strip_prefix(['+', '-']).unwrap_or(exponent))),
+        Some((mantissa, exponent)) => (
+            mantissa,
+            Some(exponent.strip_prefix(['+', '-']).unwrap_or(exponent)),
+        ),
         None => (unsigned, None),
     };
     let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
     let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
-    digits(whole) && digits(fraction) && whole.len() + fraction.len() > 0 && exponent.is_none_or(|exponent| !exponent.is_empty() && digits(exponent))
+    digits(whole)
+        && digits(fraction)
+        && whole.len() + fraction.len() > 0
+        && exponent.is_none_or(|exponent| !exponent.is_empty() && digits(exponent))
 }
 
 #[cfg(test)]
@@ -275,10 +342,25 @@ mod tests {
 
     #[test]
     fn zero_calls_and_huge_numbers_are_answered() {
-        let steps = ScheduleSteps { base: 0, hires: None };
-        assert_eq!(schedule("[a|b]", steps, EditRule::Current), [(0, "b".into())]);
-        let steps = ScheduleSteps { base: 10, hires: None };
-        assert_eq!(schedule("[a:b:1e999]", steps, EditRule::Current), [(10, "a".into())]);
-        assert_eq!(schedule("[a:b:-1e999]", steps, EditRule::Current), [(10, "b".into())]);
+        let steps = ScheduleSteps {
+            base: 0,
+            hires: None,
+        };
+        assert_eq!(
+            schedule("[a|b]", steps, EditRule::Current),
+            [(0, "b".into())]
+        );
+        let steps = ScheduleSteps {
+            base: 10,
+            hires: None,
+        };
+        assert_eq!(
+            schedule("[a:b:1e999]", steps, EditRule::Current),
+            [(10, "a".into())]
+        );
+        assert_eq!(
+            schedule("[a:b:-1e999]", steps, EditRule::Current),
+            [(10, "b".into())]
+        );
     }
 }

@@ -29,13 +29,22 @@ pub struct Style {
 /// ```
 #[must_use]
 pub fn apply_styles(prompt: &str, style_texts: &[&str]) -> String {
-    style_texts.iter().fold(prompt.to_string(), |prompt, style| {
-        if style.contains(PLACEHOLDER) {
-            return style.replace(PLACEHOLDER, &prompt);
-        }
-        let parts = [prompt.trim_matches(super::is_space), style.trim_matches(super::is_space)];
-        parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(", ")
-    })
+    style_texts
+        .iter()
+        .fold(prompt.to_string(), |prompt, style| {
+            if style.contains(PLACEHOLDER) {
+                return style.replace(PLACEHOLDER, &prompt);
+            }
+            let parts = [
+                prompt.trim_matches(super::is_space),
+                style.trim_matches(super::is_space),
+            ];
+            parts
+                .into_iter()
+                .filter(|part| !part.is_empty())
+                .collect::<Vec<_>>()
+                .join(", ")
+        })
 }
 
 /// Takes one style's text back out of a prompt; `None` if the prompt does not carry it.
@@ -58,17 +67,27 @@ fn extract(prompt: &str, style_text: &str) -> Option<String> {
 
 /// Finds the styles that a prompt pair carries, takes their texts out and names them in the order found.
 #[must_use]
-pub fn extract_styles(prompt: &str, negative_prompt: &str, styles: &[Style]) -> (String, String, Vec<String>) {
+pub fn extract_styles(
+    prompt: &str,
+    negative_prompt: &str,
+    styles: &[Style],
+) -> (String, String, Vec<String>) {
     let (mut prompt, mut negative) = (prompt.to_string(), negative_prompt.to_string());
     let mut found = Vec::new();
     loop {
-        let applied = styles.iter().filter(|style| !found.contains(&style.name)).find_map(|style| {
-            if style.prompt.is_empty() && style.negative_prompt.is_empty() {
-                return None;
-            }
-            let texts = (extract(&prompt, &style.prompt)?, extract(&negative, &style.negative_prompt)?);
-            Some((style.name.clone(), texts))
-        });
+        let applied = styles
+            .iter()
+            .filter(|style| !found.contains(&style.name))
+            .find_map(|style| {
+                if style.prompt.is_empty() && style.negative_prompt.is_empty() {
+                    return None;
+                }
+                let texts = (
+                    extract(&prompt, &style.prompt)?,
+                    extract(&negative, &style.negative_prompt)?,
+                );
+                Some((style.name.clone(), texts))
+            });
         let Some((name, texts)) = applied else { break };
         (prompt, negative) = texts;
         found.push(name);
@@ -86,13 +105,31 @@ pub fn extract_styles(prompt: &str, negative_prompt: &str, styles: &[Style]) -> 
 /// [`Error::Styles`] if there is no `name` column or a quoted field never ends.
 pub fn read_styles(csv: &str) -> Result<Vec<Style>, Error> {
     let mut rows = read_csv(csv.strip_prefix('\u{feff}').unwrap_or(csv))?.into_iter();
-    let Some(header) = rows.next() else { return Ok(Vec::new()) };
-    let column = |names: &[&str]| names.iter().find_map(|name| header.iter().position(|cell| cell == name));
-    let name = column(&["name"]).ok_or(Error::Styles { line: 1, problem: "there is no column `name`" })?;
+    let Some(header) = rows.next() else {
+        return Ok(Vec::new());
+    };
+    let column = |names: &[&str]| {
+        names
+            .iter()
+            .find_map(|name| header.iter().position(|cell| cell == name))
+    };
+    let name = column(&["name"]).ok_or(Error::Styles {
+        line: 1,
+        problem: "there is no column `name`",
+    })?;
     let (prompt, negative) = (column(&["prompt", "text"]), column(&["negative_prompt"]));
-    let cell = |row: &[String], column: Option<usize>| column.and_then(|column| row.get(column)).cloned().unwrap_or_default();
+    let cell = |row: &[String], column: Option<usize>| {
+        column
+            .and_then(|column| row.get(column))
+            .cloned()
+            .unwrap_or_default()
+    };
     Ok(rows
-        .map(|row| Style { name: cell(&row, Some(name)), prompt: cell(&row, prompt), negative_prompt: cell(&row, negative) })
+        .map(|row| Style {
+            name: cell(&row, Some(name)),
+            prompt: cell(&row, prompt),
+            negative_prompt: cell(&row, negative),
+        })
         .filter(|style| !style.name.is_empty() && !style.name.starts_with("---"))
         .collect())
 }
@@ -102,7 +139,8 @@ pub fn read_styles(csv: &str) -> Result<Vec<Style>, Error> {
 pub fn write_styles(styles: &[Style]) -> String {
     let mut csv = String::from("\u{feff}name,prompt,negative_prompt\r\n");
     for style in styles {
-        let cells = [&style.name, &style.prompt, &style.negative_prompt].map(|cell| quote_cell(cell));
+        let cells =
+            [&style.name, &style.prompt, &style.negative_prompt].map(|cell| quote_cell(cell));
         csv.push_str(&cells.join(","));
         csv.push_str("\r\n");
     }
@@ -110,7 +148,11 @@ pub fn write_styles(styles: &[Style]) -> String {
 }
 
 fn quote_cell(cell: &str) -> String {
-    if cell.contains([',', '"', '\n', '\r']) { format!("\"{}\"", cell.replace('"', "\"\"")) } else { cell.to_string() }
+    if cell.contains([',', '"', '\n', '\r']) {
+        format!("\"{}\"", cell.replace('"', "\"\""))
+    } else {
+        cell.to_string()
+    }
 }
 
 /// Splits a CSV text into rows of cells; blank lines are no rows.
@@ -131,7 +173,6 @@ fn read_csv(text: &str) -> Result<Vec<Vec<String>>, Error> {
                     quoted_since = None;
                 }
             }
-            (_, Some(_)) => cell.push(c),
             ('"', None) if cell.is_empty() => quoted_since = Some(line),
             (',', None) => row.push(std::mem::take(&mut cell)),
             ('\r' | '\n', None) => {
@@ -140,11 +181,14 @@ fn read_csv(text: &str) -> Result<Vec<Vec<String>>, Error> {
                     rows.push(std::mem::take(&mut row));
                 }
             }
-            (_, None) => cell.push(c),
+            _ => cell.push(c),
         }
     }
     if let Some(line) = quoted_since {
-        return Err(Error::Styles { line, problem: "a quoted field never ends" });
+        return Err(Error::Styles {
+            line,
+            problem: "a quoted field never ends",
+        });
     }
     if !row.is_empty() || !cell.is_empty() {
         row.push(cell);
@@ -154,11 +198,16 @@ fn read_csv(text: &str) -> Result<Vec<Vec<String>>, Error> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
 
     fn style(name: &str, prompt: &str, negative_prompt: &str) -> Style {
-        Style { name: name.into(), prompt: prompt.into(), negative_prompt: negative_prompt.into() }
+        Style {
+            name: name.into(),
+            prompt: prompt.into(),
+            negative_prompt: negative_prompt.into(),
+        }
     }
 
     #[test]
@@ -166,27 +215,51 @@ mod tests {
         // Bytes of Python's csv.DictWriter with the utf-8-sig encoding.
         let csv = "\u{feff}name,prompt,negative_prompt\r\nInk,\"{prompt}, ink, \"\"wet\"\"\r\nlines\",\r\n--- Group ---,,\r\nPlain,photo,blurry\r\n";
         let styles = read_styles(csv).unwrap();
-        assert_eq!(styles, [style("Ink", "{prompt}, ink, \"wet\"\r\nlines", ""), style("Plain", "photo", "blurry")]);
+        assert_eq!(
+            styles,
+            [
+                style("Ink", "{prompt}, ink, \"wet\"\r\nlines", ""),
+                style("Plain", "photo", "blurry")
+            ]
+        );
         assert_eq!(read_styles(&write_styles(&styles)).unwrap(), styles);
-        assert_eq!(read_styles("name,text\nold,words\n\n").unwrap(), [style("old", "words", "")]);
+        assert_eq!(
+            read_styles("name,text\nold,words\n\n").unwrap(),
+            [style("old", "words", "")]
+        );
         assert!(read_styles("").unwrap().is_empty());
-        assert!(matches!(read_styles("a,b\n"), Err(Error::Styles { line: 1, .. })));
-        assert!(matches!(read_styles("name,prompt\nx,\"y"), Err(Error::Styles { line: 2, .. })));
+        assert!(matches!(
+            read_styles("a,b\n"),
+            Err(Error::Styles { line: 1, .. })
+        ));
+        assert!(matches!(
+            read_styles("name,prompt\nx,\"y"),
+            Err(Error::Styles { line: 2, .. })
+        ));
     }
 
     #[test]
     fn styles_come_out_of_a_prompt_as_they_went_in() {
-        let styles = [style("A", "{prompt}, ink", "blurry"), style("B", "detailed", "")];
+        let styles = [
+            style("A", "{prompt}, ink", "blurry"),
+            style("B", "detailed", ""),
+        ];
         let prompt = apply_styles("a cat", &["{prompt}, ink", "detailed"]);
         let (text, negative, names) = extract_styles(&prompt, "ugly, blurry", &styles);
-        assert_eq!((text.as_str(), negative.as_str(), names), ("a cat", "ugly", vec!["A".to_string(), "B".to_string()]));
+        assert_eq!(
+            (text.as_str(), negative.as_str(), names),
+            ("a cat", "ugly", vec!["A".to_string(), "B".to_string()])
+        );
         assert_eq!(extract_styles("dog", "", &styles).2, Vec::<String>::new());
     }
 
     #[test]
     fn empty_parts_are_dropped() {
         assert_eq!(apply_styles(" ", &["", "x "]), "x");
-        assert_eq!(apply_styles("a {prompt}", &["[{prompt}|{prompt}]"]), "[a {prompt}|a {prompt}]");
+        assert_eq!(
+            apply_styles("a {prompt}", &["[{prompt}|{prompt}]"]),
+            "[a {prompt}|a {prompt}]"
+        );
         assert_eq!(apply_styles(" a ", &[]), " a ");
     }
 }

@@ -3,87 +3,19 @@
 //! Invariants: latents stay `f32`; the network sees the fractional timestep of a sigma; an error of the network ends the run
 //! unchanged. Follows `CFGDenoiser` of A1111 1.10 (Ho and Salimans 2022 for the rule; Liu et al. 2022 for several prompts).
 
-use super::options::{InfotextParams, python_bool, python_float};
+use super::infotext::InfotextParams;
+use super::mask::Mask;
+use super::network::{Network, Parameterization, Uncond};
 use super::plan::Plan;
 use super::sampler::{Flag, Sampler};
 use super::schedule::SigmaTable;
+use super::skip_rules::SkipRules;
+use super::solvers::consistency_scalings;
 use super::{Denoiser, PredictedNoise};
 use crate::rng::{Latents, lincomb};
 
 /// CFG++ divides the guidance scale by this.
 const CFG_PLUS_PLUS: f32 = 12.5;
-
-/// Whether a call needs the negative prompt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Uncond {
-    /// It does.
-    Needed,
-    /// Only the conditional pieces are wanted.
-    Skip,
-}
-
-/// What the network says about one noisy batch.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Prediction {
-    /// The prompt's pieces (joined by `AND`) with their weights; at least one.
-    pub cond: Vec<(f32, Latents)>,
-    /// The negative prompt; `None` if it was not wanted.
-    pub uncond: Option<Latents>,
-}
-
-/// The network under guidance.
-pub trait Network {
-    /// Why a call can fail, including a cancelled job.
-    type Error;
-
-    /// The raw output (noise or velocity) for `x`, which is already scaled to unit variance.
-    ///
-    /// `timestep` is fractional; `call` counts from 0 within a run.
-    ///
-    /// # Errors
-    /// Ends the run; passed on unchanged.
-    fn predict(
-        &mut self,
-        x: &Latents,
-        timestep: f32,
-        call: usize,
-        uncond: Uncond,
-    ) -> Result<Prediction, Self::Error>;
-
-    /// Whether the prompt can have several pieces or a weight other than 1. If not, guidance at scale 1 is the
-    /// conditional prediction itself, and the negative prompt is not asked for.
-    fn is_composed(&self) -> bool {
-        true
-    }
-}
-
-impl<N: Network> Network for &mut N {
-    type Error = N::Error;
-
-    fn predict(
-        &mut self,
-        x: &Latents,
-        timestep: f32,
-        call: usize,
-        uncond: Uncond,
-    ) -> Result<Prediction, N::Error> {
-        (**self).predict(x, timestep, call, uncond)
-    }
-
-    fn is_composed(&self) -> bool {
-        (**self).is_composed()
-    }
-}
-
-/// What the network's output means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Parameterization {
-    /// The noise.
-    #[default]
-    Epsilon,
-    /// The velocity (Salimans and Ho 2022).
-    V,
-}
 
 /// Which prediction is shown while the run goes on (`live_preview_content`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -97,30 +29,8 @@ pub enum PreviewContent {
     NegativePrompt,
 }
 
-/// A part of the picture that is kept.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Mask {
-    /// 1 where the picture is painted anew, 0 where it is kept; shaped like the latents.
-    pub paint: Latents,
-    /// The kept latents, without noise.
-    pub init: Latents,
-    /// How the two meet; `None` adds them up.
-    pub soft: Option<SoftBlend>,
-}
-
-/// Soft inpainting: the mask widens as noise falls, and a mixture keeps the length of its parts.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct SoftBlend {
-    /// Exponent of sigma (`schedule bias`).
-    pub power: f32,
-    /// Factor on it (`preservation strength`).
-    pub scale: f32,
-    /// Exponent of the length average (`transition contrast boost`).
-    pub contrast: f32,
-}
-
 /// How predictions are combined.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Guidance {
     /// Guidance scale; 1 = the prompt alone.
     pub scale: f32,
@@ -130,6 +40,17 @@ pub struct Guidance {
     pub mask: Option<Mask>,
     /// What the observer sees.
     pub preview: PreviewContent,
+}
+
+impl Default for Guidance {
+    fn default() -> Self {
+        Self {
+            scale: 7.0,
+            parameterization: Parameterization::Epsilon,
+            mask: None,
+            preview: PreviewContent::Prompt,
+        }
+    }
 }
 
 /// Called after every network call with its number and a denoised preview.
@@ -147,17 +68,6 @@ pub struct CfgDenoiser<'a, N: Network> {
     observe: Observe<'a>,
 }
 
-/// When the negative prompt is left out.
-#[derive(Debug, Clone, Copy)]
-struct SkipRules {
-    early: f32,
-    below_sigma: f32,
-    every_call: bool,
-    expected_calls: usize,
-    early_used: bool,
-    below_used: bool,
-}
-
 impl<'a, N: Network> CfgDenoiser<'a, N> {
     /// A denoiser for one run of `plan`. `observe` gets the call's number and the denoised latents to show.
     pub fn new(
@@ -166,14 +76,7 @@ impl<'a, N: Network> CfgDenoiser<'a, N> {
         plan: &Plan,
         observe: impl FnMut(usize, &Latents) + 'a,
     ) -> Self {
-        let rules = SkipRules {
-            early: plan.options.skip_early_cond,
-            below_sigma: plan.options.s_min_uncond,
-            every_call: plan.options.s_min_uncond_all,
-            expected_calls: plan.expected_calls(),
-            early_used: false,
-            below_used: false,
-        };
+        let rules = SkipRules::new(plan);
         let (sampler, table, observe) = (plan.sampler, plan.table.clone(), Box::new(observe));
         Self {
             network,
@@ -202,17 +105,7 @@ impl<'a, N: Network> CfgDenoiser<'a, N> {
     /// What infotext says about calls that went without the negative prompt.
     #[must_use]
     pub fn infotext(&self) -> InfotextParams {
-        let mut params = InfotextParams::new();
-        if self.rules.early_used {
-            params.push(("Skip Early CFG".to_string(), python_float(self.rules.early)));
-        }
-        if self.rules.below_used {
-            params.push(("NGMS".to_string(), python_float(self.rules.below_sigma)));
-            if self.rules.every_call {
-                params.push(("NGMS all steps".to_string(), python_bool(true)));
-            }
-        }
-        params
+        self.rules.infotext()
     }
 
     /// Asks the network; the answer's unconditional part is the first piece where it was left out.
@@ -273,7 +166,12 @@ impl<N: Network> Denoiser for CfgDenoiser<'_, N> {
             Parameterization::Epsilon => (1.0, -sigma),
             Parameterization::V => (c_in * c_in, -sigma * c_in),
         };
-        let denoise = |output: &Latents| lincomb(&[(keep, x), (take, output)]);
+        let (c_skip, c_out) = match self.sampler {
+            Sampler::Lcm => consistency_scalings(timestep),
+            _ => (0.0, 1.0),
+        };
+        let denoise =
+            |output: &Latents| lincomb(&[(c_skip + c_out * keep, x), (c_out * take, output)]);
         let answer = answer.map(denoise);
         let mut guided = answer.combine();
         if let Some(mask) = &self.guidance.mask {
@@ -293,7 +191,8 @@ impl<N: Network> Denoiser for CfgDenoiser<'_, N> {
             .as_ref()
             .map(|mask| mask.blend(x, self.table.sigma(timestep)));
         let x = masked.as_ref().unwrap_or(x);
-        let alpha = self.table.alphas_cumprod()[timestep.max(0.0) as usize];
+        let alphas = self.table.alphas_cumprod();
+        let alpha = alphas[(timestep.max(0.0) as usize).min(alphas.len() - 1)];
         let (root, noise_root) = (alpha.sqrt(), (1.0 - alpha).sqrt());
         let mut answer = self.ask(x, timestep, timestep)?;
         if self.guidance.parameterization == Parameterization::V {
@@ -344,62 +243,258 @@ impl Answer {
     }
 }
 
-impl SkipRules {
-    /// `level` is sigma, or the timestep for the samplers that count in timesteps (as A1111 compares it).
-    fn skip(&mut self, call: usize, level: f32) -> bool {
-        let early = self.early != 0.0 && call as f32 / self.expected_calls as f32 <= self.early;
-        let below = self.below_sigma > 0.0
-            && level < self.below_sigma
-            && (call % 2 == 1 || self.every_call);
-        self.early_used |= early;
-        self.below_used |= below && !early;
-        early || below
-    }
-}
+#[cfg(test)]
+#[allow(clippy::float_cmp, reason = "small whole numbers are exact")]
+mod tests {
+    use super::*;
+    use crate::sampling::{Prediction, SamplerOptions, Scheduler, plan};
 
-impl Mask {
-    /// `x` where the picture is painted, the kept latents elsewhere.
-    fn blend(&self, x: &Latents, sigma: f32) -> Latents {
-        match self.soft {
-            None => self
-                .paint
-                .zip(&(x - &self.init), |paint, change| paint * change)
-                .zip(&self.init, |a, b| a + b),
-            Some(soft) => soft.blend(self, x, sigma),
+    /// Answers constants and remembers what it was asked.
+    struct Script {
+        cond: Vec<(f32, f32)>,
+        uncond: f32,
+        composed: bool,
+        asked: Vec<(f32, usize, Uncond)>,
+    }
+
+    impl Network for Script {
+        type Error = &'static str;
+
+        fn predict(
+            &mut self,
+            x: &Latents,
+            timestep: f32,
+            call: usize,
+            uncond: Uncond,
+        ) -> Result<Prediction, Self::Error> {
+            if timestep > 998.5 {
+                return Err("cancelled");
+            }
+            self.asked.push((timestep, call, uncond));
+            let cond = self
+                .cond
+                .iter()
+                .map(|&(weight, value)| (weight, x.map(|_| value)))
+                .collect();
+            let uncond = (uncond == Uncond::Needed).then(|| x.map(|_| self.uncond));
+            Ok(Prediction { cond, uncond })
+        }
+
+        fn is_composed(&self) -> bool {
+            self.composed
         }
     }
-}
 
-impl SoftBlend {
-    /// Mixes by `paint ^ (sigma ^ power * scale)` and restores the vectors' length over channels.
-    fn blend(self, mask: &Mask, x: &Latents, sigma: f32) -> Latents {
-        let [batch, channels, height, width] = x.shape;
-        let area = height * width;
-        let exponent = f64::from(sigma).powf(f64::from(self.power)) * f64::from(self.scale);
-        let contrast = f64::from(self.contrast);
-        let mut mixed = x.clone();
-        for (image, pixel) in
-            (0..batch).flat_map(|image| (0..area).map(move |pixel| (image, pixel)))
-        {
-            let at = |channel: usize| (image * channels + channel) * area + pixel;
-            let length = |data: &[f32]| {
-                (0..channels)
-                    .map(|c| f64::from(data[at(c)]).powi(2))
-                    .sum::<f64>()
-                    .sqrt()
+    fn script(cond: &[(f32, f32)], uncond: f32) -> Script {
+        Script {
+            cond: cond.to_vec(),
+            uncond,
+            composed: true,
+            asked: Vec::new(),
+        }
+    }
+
+    fn run_plan(sampler: Sampler, options: &SamplerOptions) -> Plan {
+        plan(
+            sampler,
+            Scheduler::Automatic,
+            10,
+            options,
+            &SigmaTable::default(),
+        )
+    }
+
+    fn one(value: f32) -> Latents {
+        Latents::new(vec![value], [1; 4])
+    }
+
+    fn guidance(scale: f32) -> Guidance {
+        Guidance {
+            scale,
+            ..Guidance::default()
+        }
+    }
+
+    /// The answer of one call at sigma 1 to latents 8.
+    fn denoised(network: &mut Script, guidance: Guidance, options: &SamplerOptions) -> f32 {
+        let plan = run_plan(Sampler::Euler, options);
+        let mut denoiser = CfgDenoiser::new(network, guidance, &plan, |_, _| {});
+        denoiser
+            .denoised(&one(8.0), 1.0)
+            .map_or(f32::NAN, |x| x.data[0])
+    }
+
+    #[test]
+    fn pieces_are_weighed_against_the_negative_prompt() {
+        // eps = 1 + (2 - 1) * 3 + (5 - 1) * 0.5 * 3 = 10, denoised = 8 - 10
+        let options = SamplerOptions::default();
+        assert_eq!(
+            denoised(
+                &mut script(&[(1.0, 2.0), (0.5, 5.0)], 1.0),
+                guidance(3.0),
+                &options
+            ),
+            -2.0
+        );
+    }
+
+    #[test]
+    fn scale_one_asks_for_the_negative_prompt_only_if_it_can_matter() {
+        let (mut network, options) = (script(&[(1.0, 2.0)], 1.0), SamplerOptions::default());
+        assert_eq!(denoised(&mut network, guidance(1.0), &options), 6.0);
+        network.composed = false;
+        assert_eq!(denoised(&mut network, guidance(1.0), &options), 6.0);
+        let uncond: Vec<Uncond> = network.asked.iter().map(|asked| asked.2).collect();
+        assert_eq!(uncond, [Uncond::Needed, Uncond::Skip]);
+    }
+
+    #[test]
+    fn noise_and_velocity_describe_the_same_picture() {
+        // Clean 0.5 and noise -2 at sigma 3: x = 0.5 - 6; alpha = 1 / sqrt(10), v = alpha * -2 - 3 * alpha * 0.5.
+        let (sigma, options) = (3.0f32, SamplerOptions::default());
+        let velocity = (-2.0 - 1.5) / 10f32.sqrt();
+        for (parameterization, output) in [
+            (Parameterization::Epsilon, -2.0),
+            (Parameterization::V, velocity),
+        ] {
+            let plan = run_plan(Sampler::Euler, &options);
+            let guidance = Guidance {
+                scale: 5.0,
+                parameterization,
+                ..Guidance::default()
             };
-            let share = f64::from(mask.paint.data[at(0)]).powf(exponent);
-            for index in (0..channels).map(at) {
-                let (kept, painted) = (f64::from(mask.init.data[index]), f64::from(x.data[index]));
-                mixed.data[index] = (kept * (1.0 - share) + painted * share) as f32;
-            }
-            let (kept, painted) = (length(&mask.init.data), length(&x.data));
-            let wanted = kept.powf(contrast) * (1.0 - share) + painted.powf(contrast) * share;
-            let factor = wanted.powf(1.0 / contrast) / (length(&mixed.data) + 1e-5);
-            for index in (0..channels).map(at) {
-                mixed.data[index] = (f64::from(mixed.data[index]) * factor) as f32;
-            }
+            let mut denoiser =
+                CfgDenoiser::new(script(&[(1.0, output)], output), guidance, &plan, |_, _| {});
+            let got = denoiser.denoised(&one(-5.5), sigma).map(|x| x.data[0]);
+            assert!(
+                got.is_ok_and(|got| (got - 0.5).abs() < 1e-5),
+                "{parameterization:?}: {got:?}"
+            );
         }
-        mixed
+    }
+
+    #[test]
+    fn low_sigmas_skip_the_negative_prompt_at_odd_calls() {
+        let options = SamplerOptions {
+            s_min_uncond: 2.0,
+            ..SamplerOptions::default()
+        };
+        let plan = run_plan(Sampler::Euler, &options);
+        let mut network = script(&[(1.0, 2.0)], 1.0);
+        let mut denoiser = CfgDenoiser::new(&mut network, guidance(3.0), &plan, |_, _| {});
+        assert!(denoiser.infotext().is_empty());
+        let sigmas = [1.0, 1.0, 1.0, 3.0];
+        let got: Vec<f32> = sigmas
+            .iter()
+            .filter_map(|&sigma| denoiser.denoised(&one(8.0), sigma).ok())
+            .map(|x| x.data[0])
+            .collect();
+        assert_eq!(got, [4.0, 6.0, 4.0, -4.0]);
+        assert_eq!(
+            denoiser.infotext(),
+            [("NGMS".to_string(), "2.0".to_string())]
+        );
+        assert_eq!(denoiser.calls(), 4);
+    }
+
+    #[test]
+    fn early_calls_can_skip_the_negative_prompt() {
+        let options = SamplerOptions {
+            skip_early_cond: 0.2,
+            ..SamplerOptions::default()
+        };
+        let plan = run_plan(Sampler::Euler, &options);
+        let mut network = script(&[(1.0, 2.0)], 1.0);
+        let mut denoiser = CfgDenoiser::new(&mut network, guidance(3.0), &plan, |_, _| {});
+        for _ in 0..5 {
+            assert!(denoiser.denoised(&one(8.0), 1.0).is_ok());
+        }
+        assert_eq!(
+            denoiser.infotext(),
+            [("Skip Early CFG".to_string(), "0.2".to_string())]
+        );
+        drop(denoiser);
+        // Calls 0, 1 and 2 of 10 are at or below a fifth.
+        let skipped = network
+            .asked
+            .iter()
+            .filter(|asked| asked.2 == Uncond::Skip)
+            .count();
+        assert_eq!(skipped, 3);
+    }
+
+    #[test]
+    fn cfg_plus_plus_divides_the_scale_and_hands_out_the_negative_noise() {
+        let plan = run_plan(Sampler::DdimCfgPp, &SamplerOptions::default());
+        let mut denoiser =
+            CfgDenoiser::new(script(&[(1.0, 2.0)], 1.0), guidance(25.0), &plan, |_, _| {});
+        let noise = denoiser
+            .noise(&one(8.0), 501.0)
+            .map(|noise| (noise.guided.data[0], noise.uncond.data[0]));
+        assert_eq!(noise, Ok((3.0, 1.0)));
+    }
+
+    #[test]
+    fn the_network_sees_fractional_timesteps_and_its_error_ends_the_call() {
+        let plan = run_plan(Sampler::Euler, &SamplerOptions::default());
+        let mut network = script(&[(1.0, 2.0)], 1.0);
+        let mut shown = Vec::new();
+        let mut denoiser = CfgDenoiser::new(&mut network, guidance(3.0), &plan, |call, x| {
+            shown.push((call, x.data[0]));
+        });
+        assert!(denoiser.denoised(&one(8.0), 1.6155).is_ok());
+        assert_eq!(denoiser.denoised(&one(8.0), 14.6146), Err("cancelled"));
+        // The prompt's own prediction, 8 - 2 sigma, is what an interrupted run ends with.
+        assert_eq!(
+            denoiser.last_denoised().map(|x| x.data[0]),
+            Some(8.0 - 2.0 * 1.6155)
+        );
+        drop(denoiser);
+        assert_eq!(shown, [(0, 8.0 - 2.0 * 1.6155)]);
+        assert!(
+            (network.asked[0].0 - 499.485).abs() < 1e-2,
+            "{:?}",
+            network.asked
+        );
+    }
+
+    #[test]
+    fn masks_blend_denoised_latents_but_the_latents_themselves_in_the_timestep_family() {
+        let mask = Some(Mask {
+            paint: one(0.0),
+            init: one(7.0),
+            soft: None,
+        });
+        let (mut network, options) = (script(&[(1.0, 2.0)], 1.0), SamplerOptions::default());
+        let guidance = Guidance {
+            scale: 1.0,
+            mask,
+            ..Guidance::default()
+        };
+        assert_eq!(denoised(&mut network, guidance.clone(), &options), 7.0);
+        let plan = run_plan(Sampler::Ddim, &options);
+        let mut seen = Vec::new();
+        let mut denoiser =
+            CfgDenoiser::new(&mut network, guidance, &plan, |_, x| seen.push(x.data[0]));
+        assert!(denoiser.noise(&one(8.0), 1.0).is_ok());
+        drop(denoiser);
+        let alpha = SigmaTable::default().alphas_cumprod()[1];
+        let want = (7.0 - 2.0 * (1.0 - alpha).sqrt()) / alpha.sqrt();
+        assert!((seen[0] - want).abs() < 1e-5, "{seen:?} {want}");
+    }
+
+    #[test]
+    fn lcm_denoises_by_its_consistency_function() {
+        // At timestep 19 of the model: scaled 190; c_skip = 0.25 / 36100.25, c_out = 190 / sqrt(36100.25).
+        let plan = run_plan(Sampler::Lcm, &SamplerOptions::default());
+        let sigma = plan.table().sigma_min();
+        let mut denoiser =
+            CfgDenoiser::new(script(&[(1.0, 2.0)], 2.0), guidance(1.0), &plan, |_, _| {});
+        let want = 190.0 / 36100.25f32.sqrt() * (8.0 - 2.0 * sigma) + 0.25 / 36100.25 * 8.0;
+        let got = denoiser.denoised(&one(8.0), sigma).map(|x| x.data[0]);
+        assert!(
+            got.is_ok_and(|got| (got - want).abs() < 1e-5),
+            "{got:?} {want}"
+        );
     }
 }

@@ -6,21 +6,25 @@
 
 mod guidance;
 mod incomplete_beta;
+mod infotext;
+mod mask;
+mod network;
 mod noise;
 mod options;
 mod plan;
 mod sampler;
 mod schedule;
 mod scheduler;
+mod skip_rules;
 mod solvers;
 
 pub use crate::rng::{Latents, lincomb};
-pub use guidance::{
-    CfgDenoiser, Guidance, Mask, Network, Parameterization, Prediction, PreviewContent, SoftBlend,
-    Uncond,
-};
+pub use guidance::{CfgDenoiser, Guidance, PreviewContent};
+pub use infotext::InfotextParams;
+pub use mask::{Mask, SoftBlend};
+pub use network::{Network, Parameterization, Prediction, Uncond};
 pub use noise::{NoiseStreams, StepNoise};
-pub use options::{InfotextParams, SamplerOptions, UniPcSkip, UniPcVariant};
+pub use options::{SamplerOptions, UniPcSkip, UniPcVariant};
 pub use plan::{ExactSteps, Levels, Plan, image_steps, plan};
 pub use sampler::{Eta, Family, Flag, Sampler, SamplerInfo};
 pub use schedule::{SigmaTable, TableOptions, timestep_list};

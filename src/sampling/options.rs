@@ -132,16 +132,3 @@ impl Default for SamplerOptions {
         }
     }
 }
-
-/// Keys and values of infotext, in order.
-pub type InfotextParams = Vec<(String, String)>;
-
-/// A number as Python prints a float.
-pub(super) fn python_float(value: f32) -> String {
-    format!("{value:?}")
-}
-
-/// A boolean as Python prints it.
-pub(super) fn python_bool(value: bool) -> String {
-    if value { "True" } else { "False" }.to_string()
-}

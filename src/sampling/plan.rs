@@ -8,8 +8,9 @@
     reason = "an option is compared with its own default"
 )]
 
-use super::options::{InfotextParams, SamplerOptions, python_bool, python_float};
-use super::sampler::{Eta, Family, Flag, Sampler};
+use super::infotext::{InfotextParams, describe_solver, python_bool, python_float};
+use super::options::SamplerOptions;
+use super::sampler::{Family, Flag, Sampler};
 use super::schedule::{SigmaTable, timestep_list};
 use super::scheduler::{ScheduleShape, Scheduler};
 use crate::rng::{Latents, lincomb};
@@ -73,7 +74,11 @@ pub fn plan(
         say("Discard penultimate sigma", python_bool(true));
     }
     let mut schedule_type = scheduler.label();
-    let table = table.clone();
+    let table = if sampler == Sampler::Lcm {
+        table.lcm()
+    } else {
+        table.clone()
+    };
     let mut brownian = (table.sigma_min(), table.sigma_max());
     let levels = match sampler.info().family {
         Family::Timestep => Levels::Timesteps(timestep_list(count)),
@@ -158,28 +163,6 @@ fn shape(
     shape
 }
 
-/// Infotext of the solver's own numbers, where they are not the defaults.
-fn describe_solver(sampler: Sampler, options: &SamplerOptions, say: &mut impl FnMut(&str, String)) {
-    let mut number = |key: &str, value: f32, default: f32| {
-        if value != default {
-            say(key, python_float(value));
-        }
-    };
-    match sampler.info().eta {
-        Eta::Unused => {}
-        Eta::Ancestral => number("Eta", sampler.eta(options), 1.0),
-        Eta::Ddim => number("Eta DDIM", sampler.eta(options), 0.0),
-    }
-    if sampler.has(Flag::Churn) {
-        number("Sigma churn", options.s_churn, 0.0);
-        number("Sigma tmin", options.s_tmin, 0.0);
-        number("Sigma tmax", options.s_tmax, 0.0);
-    }
-    if sampler.has(Flag::Noise) {
-        number("Sigma noise", options.s_noise, 1.0);
-    }
-}
-
 /// How `steps` turns into a schedule's length and the number of intervals run of it, less one.
 ///
 /// `exact` (A1111's `img2img_fix_steps`, and every hires pass) runs `steps` intervals; otherwise `steps` is the whole schedule
@@ -255,6 +238,24 @@ impl Plan {
         lincomb(&[(alpha, image), (amount + extra_noise * alpha, noise)])
     }
 
+    /// The descending noise levels; none for the samplers that count in timesteps.
+    #[must_use]
+    pub fn sigmas(&self) -> &[f32] {
+        match &self.levels {
+            Levels::Sigmas(sigmas) => sigmas,
+            Levels::Timesteps(_) => &[],
+        }
+    }
+
+    /// The ascending timesteps; none for the samplers that count in sigmas.
+    #[must_use]
+    pub fn timesteps(&self) -> &[usize] {
+        match &self.levels {
+            Levels::Timesteps(timesteps) => timesteps,
+            Levels::Sigmas(_) => &[],
+        }
+    }
+
     /// Network calls the run is expected to make, as prompt editing and skipping rules count them.
     #[must_use]
     pub fn expected_calls(&self) -> usize {
@@ -275,5 +276,202 @@ impl Plan {
     #[must_use]
     pub fn table(&self) -> &SigmaTable {
         &self.table
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan_with(
+        sampler: Sampler,
+        scheduler: Scheduler,
+        steps: usize,
+        options: &SamplerOptions,
+    ) -> Plan {
+        plan(sampler, scheduler, steps, options, &SigmaTable::default())
+    }
+
+    fn keys(plan: &Plan) -> Vec<String> {
+        plan.infotext
+            .iter()
+            .map(|(key, value)| format!("{key}: {value}"))
+            .collect()
+    }
+
+    #[test]
+    fn denoising_strength_cuts_the_schedule_as_in_a1111() {
+        // (strength, steps) -> intervals, first index.
+        for (strength, steps, intervals, first) in [
+            (0.75, 20, 16, 4),
+            (0.5, 20, 11, 9),
+            (0.3, 10, 4, 6),
+            (0.05, 20, 2, 18),
+            (1.0, 20, 20, 0),
+            (0.0, 20, 1, 19),
+        ] {
+            let (length, t_enc) = image_steps(steps, strength, ExactSteps::No);
+            assert_eq!(
+                (t_enc + 1, length - t_enc - 1),
+                (intervals, first),
+                "{strength} of {steps}"
+            );
+            let full = plan_with(
+                Sampler::Euler,
+                Scheduler::Karras,
+                length,
+                &SamplerOptions::default(),
+            );
+            let part = full.clone().from_image(t_enc);
+            assert_eq!(
+                part.sigmas(),
+                &full.sigmas()[first..],
+                "{strength} of {steps}"
+            );
+            assert_eq!(
+                (part.steps, part.brownian_range()),
+                (intervals, full.brownian_range())
+            );
+        }
+    }
+
+    #[test]
+    fn exact_steps_lengthen_the_schedule() {
+        for (steps, strength, length, first) in [
+            (20, 0.5, 40, 20),
+            (10, 0.3, 33, 23),
+            (15, 0.7, 21, 6),
+            (20, 1.0, 20, 0),
+        ] {
+            let (got, t_enc) = image_steps(steps, strength, ExactSteps::Yes);
+            assert_eq!(
+                (got, t_enc, got - t_enc - 1),
+                (length, steps - 1, first),
+                "{steps} at {strength}"
+            );
+        }
+    }
+
+    #[test]
+    fn schedule_type_is_the_effective_label() {
+        let label = |sampler, scheduler| {
+            plan_with(sampler, scheduler, 20, &SamplerOptions::default()).schedule_type
+        };
+        assert_eq!(label(Sampler::Dpmpp2M, Scheduler::Automatic), "Karras");
+        assert_eq!(label(Sampler::Euler, Scheduler::Automatic), "Automatic");
+        assert_eq!(label(Sampler::Euler, Scheduler::SgmUniform), "SGM Uniform");
+        assert_eq!(label(Sampler::Ddim, Scheduler::Karras), "Karras");
+    }
+
+    #[test]
+    fn samplers_that_discard_keep_their_number_of_steps() {
+        let plan = plan_with(
+            Sampler::Dpm2,
+            Scheduler::Automatic,
+            20,
+            &SamplerOptions::default(),
+        );
+        assert_eq!(plan.sigmas().len(), 21);
+        assert!(plan.infotext.is_empty() && plan.sigmas()[19] > plan.table().sigma_min() * 1.1);
+    }
+
+    #[test]
+    fn infotext_names_what_differs_from_the_defaults() {
+        let options = SamplerOptions {
+            eta: Some(0.5),
+            s_churn: 2.0,
+            sigma_max: 10.0,
+            rho: 5.0,
+            sgm_noise_multiplier: true,
+            always_discard_next_to_last_sigma: true,
+            uni_pc_order: 2,
+            ..SamplerOptions::default()
+        };
+        let karras = [
+            "Discard penultimate sigma: True",
+            "Schedule max sigma: 10.0",
+            "Schedule rho: 5.0",
+            "SGM noise multiplier: True",
+        ];
+        let plan = |sampler| plan_with(sampler, Scheduler::Karras, 20, &options);
+        assert_eq!(
+            keys(&plan(Sampler::EulerA)),
+            [&karras[..], &["Eta: 0.5"]].concat()
+        );
+        assert_eq!(
+            keys(&plan(Sampler::Euler)),
+            [&karras[..], &["Sigma churn: 2.0"]].concat()
+        );
+        assert_eq!(
+            keys(&plan(Sampler::UniPc)),
+            ["Discard penultimate sigma: True", "UniPC order: 2"]
+        );
+        assert!((plan(Sampler::Euler).sigmas()[0] - 10.0).abs() < 1e-5);
+        let defaults = SamplerOptions::default();
+        for sampler in Sampler::all() {
+            assert!(
+                plan_with(sampler, Scheduler::Automatic, 20, &defaults)
+                    .infotext
+                    .is_empty(),
+                "{sampler:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn initial_latents_follow_the_family() {
+        let (one, options) = (Latents::new(vec![1.0], [1; 4]), SamplerOptions::default());
+        let start = |sampler, options: &SamplerOptions| {
+            plan_with(sampler, Scheduler::Ddim, 20, options)
+                .initial_latents(&one)
+                .data[0]
+        };
+        // The first listed sigma, which is below the model's largest with the DDIM scheduler.
+        assert!(
+            (start(Sampler::Euler, &options) - SigmaTable::default().sigmas()[951]).abs() < 1e-5
+        );
+        assert_eq!(start(Sampler::Plms, &options), 1.0);
+        let sgm = SamplerOptions {
+            sgm_noise_multiplier: true,
+            ..SamplerOptions::default()
+        };
+        let (multiplied, plain) = (start(Sampler::Euler, &sgm), start(Sampler::Euler, &options));
+        assert!((multiplied.powi(2) - plain.powi(2) - 1.0).abs() < 1e-3);
+    }
+
+    #[test]
+    fn a_picture_gets_the_noise_of_its_first_level() {
+        let options = SamplerOptions::default();
+        let (image, noise) = (
+            Latents::new(vec![3.0], [1; 4]),
+            Latents::new(vec![1.0], [1; 4]),
+        );
+        let sigmas = plan_with(Sampler::Euler, Scheduler::Karras, 20, &options).from_image(9);
+        let x = sigmas.noised_image(&image, &noise, 0.5).data[0];
+        assert!((x - (3.0 + sigmas.sigmas()[0] + 0.5)).abs() < 1e-5);
+        // 20 steps, strength 0.5: level of T[10] = 501, walked over T[..10].
+        let times = plan_with(Sampler::Ddim, Scheduler::Automatic, 20, &options).from_image(10);
+        assert_eq!(
+            (times.timesteps().len(), times.timesteps().last()),
+            (10, Some(&451))
+        );
+        let alpha = times.table().alphas_cumprod()[501];
+        let x = times.noised_image(&image, &noise, 0.5).data[0];
+        assert!((x - (3.5 * alpha.sqrt() + (1.0 - alpha).sqrt())).abs() < 1e-5);
+    }
+
+    #[test]
+    fn every_sampler_runs_from_every_cut_of_a_picture() {
+        for sampler in Sampler::all() {
+            for t_enc in 0..4 {
+                let part = plan_with(sampler, Scheduler::Automatic, 4, &SamplerOptions::default())
+                    .from_image(t_enc);
+                assert_eq!(part.steps, t_enc + 1);
+                assert!(
+                    part.sigmas().len() == t_enc + 2 || part.timesteps().len() == t_enc,
+                    "{sampler:?}"
+                );
+            }
+        }
     }
 }

@@ -12,9 +12,29 @@ use super::options::SamplerOptions;
 pub enum Sampler {
     Dpmpp2M,
     DpmppSde,
+    Dpmpp2MSde,
+    Dpmpp2MSdeHeun,
+    Dpmpp2SA,
+    Dpmpp3MSde,
     EulerA,
     Euler,
+    Lms,
     Heun,
+    Dpm2,
+    Dpm2A,
+    DpmFast,
+    DpmAdaptive,
+    Restart,
+    Ddim,
+    DdimCfgPp,
+    Plms,
+    UniPc,
+    Lcm,
+    HeunPp2,
+    Ipndm,
+    IpndmV,
+    Deis,
+    Tcd,
 }
 
 /// What a sampler's steps are counted in.
@@ -56,6 +76,8 @@ pub enum Eta {
     Ancestral,
     /// `eta_ddim`, written to infotext as `Eta DDIM`.
     Ddim,
+    /// The paper's gamma, 0.3 if the request has no `eta`; written to infotext as `Eta`.
+    Tcd,
 }
 
 /// One row of the sampler list.
@@ -77,71 +99,163 @@ pub struct SamplerInfo {
     pub flags: &'static [Flag],
 }
 
-const fn row(
-    sampler: Sampler,
-    label: &'static str,
-    aliases: &'static [&'static str],
-    scheduler: Option<Scheduler>,
-    eta: Eta,
-    flags: &'static [Flag],
-) -> SamplerInfo {
-    SamplerInfo {
-        sampler,
-        label,
-        aliases,
-        scheduler,
-        family: Family::Sigma,
-        eta,
-        flags,
+/// Default stochasticity of trajectory consistency sampling.
+pub(super) const TCD_GAMMA: f32 = 0.3;
+
+const KARRAS: Option<Scheduler> = Some(Scheduler::Karras);
+const EXPONENTIAL: Option<Scheduler> = Some(Scheduler::Exponential);
+
+impl SamplerInfo {
+    const fn sigma(
+        sampler: Sampler,
+        label: &'static str,
+        aliases: &'static [&'static str],
+        scheduler: Option<Scheduler>,
+        flags: &'static [Flag],
+    ) -> Self {
+        Self {
+            sampler,
+            label,
+            aliases,
+            scheduler,
+            family: Family::Sigma,
+            eta: Eta::Unused,
+            flags,
+        }
+    }
+
+    const fn timestep(
+        sampler: Sampler,
+        label: &'static str,
+        aliases: &'static [&'static str],
+        eta: Eta,
+    ) -> Self {
+        Self {
+            sampler,
+            label,
+            aliases,
+            scheduler: None,
+            family: Family::Timestep,
+            eta,
+            flags: &[],
+        }
+    }
+
+    const fn ancestral(self) -> Self {
+        Self {
+            eta: Eta::Ancestral,
+            ..self
+        }
     }
 }
 
-const KARRAS: Option<Scheduler> = Some(Scheduler::Karras);
-const CHURN: &[Flag] = &[Flag::Churn, Flag::Noise];
-
 /// In the order of the enum.
-const TABLE: [SamplerInfo; 5] = [
-    row(
-        Sampler::Dpmpp2M,
-        "DPM++ 2M",
-        &["k_dpmpp_2m"],
-        KARRAS,
-        Eta::Unused,
-        &[],
-    ),
-    row(
-        Sampler::DpmppSde,
-        "DPM++ SDE",
-        &["k_dpmpp_sde"],
-        KARRAS,
-        Eta::Ancestral,
-        &[Flag::SecondOrder, Flag::Brownian, Flag::Noise],
-    ),
-    row(
-        Sampler::EulerA,
-        "Euler a",
-        &["k_euler_a", "k_euler_ancestral"],
-        None,
-        Eta::Ancestral,
-        &[Flag::Ensd],
-    ),
-    row(
-        Sampler::Euler,
-        "Euler",
-        &["k_euler"],
-        None,
-        Eta::Unused,
-        CHURN,
-    ),
-    row(
-        Sampler::Heun,
-        "Heun",
-        &["k_heun"],
-        None,
-        Eta::Unused,
-        &[Flag::SecondOrder, Flag::Churn, Flag::Noise],
-    ),
-];
+const TABLE: [SamplerInfo; 25] = {
+    use Flag::{Brownian, CfgPlusPlus, Churn, Discard, Ensd, HeunType, Noise, SecondOrder};
+    use Sampler as S;
+    type Row = SamplerInfo;
+    [
+        Row::sigma(S::Dpmpp2M, "DPM++ 2M", &["k_dpmpp_2m"], KARRAS, &[]),
+        Row::sigma(
+            S::DpmppSde,
+            "DPM++ SDE",
+            &["k_dpmpp_sde"],
+            KARRAS,
+            &[SecondOrder, Brownian, Noise],
+        )
+        .ancestral(),
+        Row::sigma(
+            S::Dpmpp2MSde,
+            "DPM++ 2M SDE",
+            &["k_dpmpp_2m_sde"],
+            EXPONENTIAL,
+            &[Brownian, Noise],
+        )
+        .ancestral(),
+        Row::sigma(
+            S::Dpmpp2MSdeHeun,
+            "DPM++ 2M SDE Heun",
+            &["k_dpmpp_2m_sde_heun"],
+            EXPONENTIAL,
+            &[Brownian, HeunType, Noise],
+        )
+        .ancestral(),
+        Row::sigma(
+            S::Dpmpp2SA,
+            "DPM++ 2S a",
+            &["k_dpmpp_2s_a"],
+            KARRAS,
+            &[Ensd, SecondOrder, Noise],
+        )
+        .ancestral(),
+        Row::sigma(
+            S::Dpmpp3MSde,
+            "DPM++ 3M SDE",
+            &["k_dpmpp_3m_sde"],
+            EXPONENTIAL,
+            &[Discard, Brownian, Noise],
+        )
+        .ancestral(),
+        Row::sigma(
+            S::EulerA,
+            "Euler a",
+            &["k_euler_a", "k_euler_ancestral"],
+            None,
+            &[Ensd],
+        )
+        .ancestral(),
+        Row::sigma(S::Euler, "Euler", &["k_euler"], None, &[Churn, Noise]),
+        Row::sigma(S::Lms, "LMS", &["k_lms"], None, &[]),
+        Row::sigma(
+            S::Heun,
+            "Heun",
+            &["k_heun"],
+            None,
+            &[SecondOrder, Churn, Noise],
+        ),
+        Row::sigma(
+            S::Dpm2,
+            "DPM2",
+            &["k_dpm_2"],
+            KARRAS,
+            &[Discard, SecondOrder, Churn, Noise],
+        ),
+        Row::sigma(
+            S::Dpm2A,
+            "DPM2 a",
+            &["k_dpm_2_a"],
+            KARRAS,
+            &[Discard, Ensd, SecondOrder, Noise],
+        )
+        .ancestral(),
+        Row::sigma(
+            S::DpmFast,
+            "DPM fast",
+            &["k_dpm_fast"],
+            None,
+            &[Ensd, Noise],
+        )
+        .ancestral(),
+        Row::sigma(S::DpmAdaptive, "DPM adaptive", &["k_dpm_ad"], None, &[Ensd]).ancestral(),
+        Row::sigma(S::Restart, "Restart", &["restart"], KARRAS, &[SecondOrder]),
+        Row::timestep(S::Ddim, "DDIM", &["ddim"], Eta::Ddim),
+        Row {
+            flags: &[CfgPlusPlus],
+            ..Row::timestep(S::DdimCfgPp, "DDIM CFG++", &["ddim_cfgpp"], Eta::Ddim)
+        },
+        Row::timestep(S::Plms, "PLMS", &["plms"], Eta::Unused),
+        Row::timestep(S::UniPc, "UniPC", &["unipc"], Eta::Unused),
+        Row::sigma(S::Lcm, "LCM", &["k_lcm"], None, &[]),
+        Row::sigma(S::HeunPp2, "HeunPP2", &["heunpp2"], None, &[]),
+        Row::sigma(S::Ipndm, "IPNDM", &["ipndm"], None, &[]),
+        Row::sigma(S::IpndmV, "IPNDM_V", &["ipndm_v"], None, &[]),
+        Row::sigma(S::Deis, "DEIS", &["deis"], None, &[]),
+        Row {
+            eta: Eta::Tcd,
+            ..Row::sigma(S::Tcd, "TCD", &["tcd"], None, &[])
+        },
+    ]
+};
 
 impl Sampler {
     /// Every sampler, in A1111's order.
@@ -226,6 +340,7 @@ impl Sampler {
             Eta::Unused => 0.0,
             Eta::Ancestral => options.eta.unwrap_or(options.eta_ancestral),
             Eta::Ddim => options.eta.unwrap_or(options.eta_ddim),
+            Eta::Tcd => options.eta.unwrap_or(TCD_GAMMA),
         }
     }
 
@@ -274,7 +389,66 @@ mod tests {
             Some((Sampler::Euler, Some(Scheduler::SgmUniform)))
         );
         assert_eq!(split("Euler a"), Some((Sampler::EulerA, None)));
+        assert_eq!(
+            split("DPM++ 2M SDE Heun Exponential"),
+            Some((Sampler::Dpmpp2MSdeHeun, Some(Scheduler::Exponential)))
+        );
+        assert_eq!(split("DDIM"), Some((Sampler::Ddim, None)));
         assert_eq!(split("Karras"), None);
         assert_eq!(split("Eulerkarras"), None);
+    }
+
+    #[test]
+    fn options_are_listed_as_a1111_lists_them() {
+        let options = |sampler: Sampler| {
+            sampler
+                .options()
+                .iter()
+                .map(|(k, v)| format!("{k}={v}"))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(options(Sampler::Euler), [""; 0]);
+        assert_eq!(
+            options(Sampler::DpmppSde),
+            [
+                "scheduler=karras",
+                "second_order=True",
+                "brownian_noise=True"
+            ]
+        );
+        assert_eq!(
+            options(Sampler::Dpm2A),
+            [
+                "scheduler=karras",
+                "discard_next_to_last_sigma=True",
+                "uses_ensd=True",
+                "second_order=True"
+            ]
+        );
+        assert_eq!(
+            options(Sampler::Dpmpp2MSdeHeun),
+            [
+                "scheduler=exponential",
+                "brownian_noise=True",
+                "solver_type=heun"
+            ]
+        );
+    }
+
+    #[test]
+    fn the_seed_delta_is_named_only_where_it_acts() {
+        let options = SamplerOptions {
+            eta_noise_seed_delta: 31337,
+            ..SamplerOptions::default()
+        };
+        assert!(Sampler::EulerA.writes_ensd(&options) && !Sampler::Euler.writes_ensd(&options));
+        assert!(!Sampler::EulerA.writes_ensd(&SamplerOptions {
+            eta: Some(0.0),
+            ..options.clone()
+        }));
+        assert!(!Sampler::EulerA.writes_ensd(&SamplerOptions {
+            eta_noise_seed_delta: 0,
+            ..options
+        }));
     }
 }

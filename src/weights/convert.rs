@@ -47,7 +47,10 @@ fn block(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
                 *x = half::bf16::from_le_bytes([b[0], b[1]]).to_f32();
             }
         }
-        Dtype::F8_E4M3 => out.iter_mut().zip(bytes).for_each(|(x, b)| *x = e4m3_to_f32(*b)),
+        Dtype::F8_E4M3 => out
+            .iter_mut()
+            .zip(bytes)
+            .for_each(|(x, b)| *x = e4m3_to_f32(*b)),
         _ => {
             for (x, b) in out.iter_mut().zip(bytes.chunks_exact(4)) {
                 *x = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
@@ -76,7 +79,13 @@ mod tests {
     #[test]
     fn e4m3_extremes_and_subnormals_have_their_published_values() {
         // Table 1 of "FP8 Formats for Deep Learning": max normal 448, min normal 2^-6, min subnormal 2^-9.
-        for (byte, value) in [(0x7e, 448.0), (0x08, 2f32.powi(-6)), (0x01, 2f32.powi(-9)), (0xb8, -1.0), (0x00, 0.0)] {
+        for (byte, value) in [
+            (0x7e, 448.0),
+            (0x08, 2f32.powi(-6)),
+            (0x01, 2f32.powi(-9)),
+            (0xb8, -1.0),
+            (0x00, 0.0),
+        ] {
             assert_eq!(e4m3_to_f32(byte), value, "{byte:#x}");
         }
         assert!(e4m3_to_f32(0xff).is_nan() && e4m3_to_f32(0x7f).is_nan());
@@ -86,13 +95,22 @@ mod tests {
     fn every_stored_type_gives_its_values_back_at_any_alignment() {
         let values: Vec<f32> = (0..9000).map(|i| (i % 97) as f32 / 8.0 - 6.0).collect();
         let f32s: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        let f16s: Vec<u8> = values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect();
-        let bf16s: Vec<u8> = values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect();
+        let f16s: Vec<u8> = values
+            .iter()
+            .flat_map(|v| half::f16::from_f32(*v).to_le_bytes())
+            .collect();
+        let bf16s: Vec<u8> = values
+            .iter()
+            .flat_map(|v| half::bf16::from_f32(*v).to_le_bytes())
+            .collect();
         for (dtype, bytes) in [(Dtype::F32, f32s), (Dtype::F16, f16s), (Dtype::BF16, bf16s)] {
             let mut shifted = vec![0u8];
             shifted.extend(&bytes);
             let (got, finite) = to_f32(dtype, &shifted[1..]).expect("supported");
-            assert!(finite && got == values, "{dtype:?}: eighths up to 6 are exact in every type");
+            assert!(
+                finite && got == values,
+                "{dtype:?}: eighths up to 6 are exact in every type"
+            );
         }
         assert!(to_f32(Dtype::I64, &[0; 8]).is_none());
         let (_, finite) = to_f32(Dtype::F16, &half::f16::NAN.to_le_bytes()).expect("supported");

@@ -18,8 +18,10 @@ const SIZE: usize = 40_023_856;
 /// None in practice: the bytes are part of the binary and tested.
 pub fn open() -> Result<SafetensorsFile, Error> {
     let path = Path::new("sdgen-demo.safetensors");
-    let bytes = zstd::bulk::decompress(COMPRESSED, SIZE)
-        .map_err(|e| Error::Header { path: path.into(), reason: format!("the embedded copy does not decompress ({e})") })?;
+    let bytes = zstd::bulk::decompress(COMPRESSED, SIZE).map_err(|e| Error::Header {
+        path: path.into(),
+        reason: format!("the embedded copy does not decompress ({e})"),
+    })?;
     SafetensorsFile::from_vec(path, bytes)
 }
 

@@ -71,7 +71,9 @@ impl fmt::Display for Kind {
             Self::Upscaler => "an upscaler",
             Self::DiffusersUnet => "a UNet alone (or in diffusers' naming)",
             Self::SdxlPart => "part of an SDXL checkpoint (the UNet or a text encoder is missing)",
-            Self::Edm => "an SDXL-shaped checkpoint with EDM preconditioning (Playground v2.5 or CosXL)",
+            Self::Edm => {
+                "an SDXL-shaped checkpoint with EDM preconditioning (Playground v2.5 or CosXL)"
+            }
             Self::Unknown => "a safetensors file of an unknown model",
         })
     }
@@ -86,7 +88,9 @@ impl Kind {
             Self::Vae => "give it with `--vae FILE` or put it into `models/VAE`",
             Self::Embedding => "put it into `embeddings` and write its name in the prompt",
             Self::SdxlRefiner => "a refiner works only beside an SDXL base checkpoint",
-            Self::DiffusersUnet | Self::SdxlPart => "use the model's single-file release with UNet, both text encoders and VAE",
+            Self::DiffusersUnet | Self::SdxlPart => {
+                "use the model's single-file release with UNet, both text encoders and VAE"
+            }
             Self::Upscaler => "put it into `models/ESRGAN`",
             _ => "use an SDXL checkpoint",
         }
@@ -123,12 +127,18 @@ pub fn kind(source: &dyn Source) -> Kind {
     let length = |key: &str| source.shape(key).and_then(<[usize]>::first).copied();
     let any = |test: &dyn Fn(&str) -> bool| source.keys().iter().any(|k| test(k));
     let unet = any(&|k| k.starts_with(prefix::UNET));
-    let input_channels = source.shape("model.diffusion_model.input_blocks.0.0.weight").and_then(|s| s.get(1)).copied();
+    let input_channels = source
+        .shape("model.diffusion_model.input_blocks.0.0.weight")
+        .and_then(|s| s.get(1))
+        .copied();
 
     if has("conditioner.embedders.1.model.ln_final.weight") && unet {
         return if has("edm_mean") || has("edm_vpred.sigma_max") {
             Kind::Edm
-        } else if !has(&format!("{}embeddings.token_embedding.weight", prefix::CLIP_L)) {
+        } else if !has(&format!(
+            "{}embeddings.token_embedding.weight",
+            prefix::CLIP_L
+        )) {
             Kind::SdxlPart
         } else if input_channels == Some(9) {
             Kind::SdxlInpaint
@@ -137,7 +147,11 @@ pub fn kind(source: &dyn Source) -> Kind {
         };
     }
     if unet && has("conditioner.embedders.0.model.ln_final.weight") {
-        return if length("conditioner.embedders.0.model.ln_final.weight") == Some(1024) { Kind::Sd2 } else { Kind::SdxlRefiner };
+        return if length("conditioner.embedders.0.model.ln_final.weight") == Some(1024) {
+            Kind::Sd2
+        } else {
+            Kind::SdxlRefiner
+        };
     }
     if any(&|k| k.contains("joint_blocks.")) {
         return Kind::Sd3;
@@ -145,7 +159,11 @@ pub fn kind(source: &dyn Source) -> Kind {
     if any(&|k| k.contains("double_blocks.") && k.contains("img_attn")) {
         return Kind::Flux;
     }
-    if unet && (any(&|k| k.starts_with("cond_stage_model.model.")) || has("depth_model.model.pretrained.act_postprocess3.0.project.0.bias") || has("embedder.model.ln_final.weight")) {
+    if unet
+        && (any(&|k| k.starts_with("cond_stage_model.model."))
+            || has("depth_model.model.pretrained.act_postprocess3.0.project.0.bias")
+            || has("embedder.model.ln_final.weight"))
+    {
         return Kind::Sd2;
     }
     if unet && any(&|k| k.starts_with("cond_stage_model.")) {
@@ -153,26 +171,56 @@ pub fn kind(source: &dyn Source) -> Kind {
     }
     if unet {
         let sdxl = has("model.diffusion_model.label_emb.0.0.weight");
-        return if sdxl { Kind::SdxlPart } else { Kind::DiffusersUnet };
+        return if sdxl {
+            Kind::SdxlPart
+        } else {
+            Kind::DiffusersUnet
+        };
     }
-    if any(&|k| k.starts_with("control_model.") || k.starts_with("controlnet_") || k.contains("input_hint_block") || k.starts_with("lllite_")) {
+    if any(&|k| {
+        k.starts_with("control_model.")
+            || k.starts_with("controlnet_")
+            || k.contains("input_hint_block")
+            || k.starts_with("lllite_")
+    }) {
         return Kind::ControlNet;
     }
-    if any(&|k| ["lora_", "lycoris_", "oft_", "bundle_emb"].iter().any(|p| k.starts_with(p)))
-        || any(&|k| [".lora_A.", ".lora_B.", ".lora.up", ".lora.down", ".lora_up.", ".lora_down.", ".hada_w1", ".lokr_w"].iter().any(|p| k.contains(p)))
-    {
+    if any(&|k| {
+        ["lora_", "lycoris_", "oft_", "bundle_emb"]
+            .iter()
+            .any(|p| k.starts_with(p))
+    }) || any(&|k| {
+        [
+            ".lora_A.",
+            ".lora_B.",
+            ".lora.up",
+            ".lora.down",
+            ".lora_up.",
+            ".lora_down.",
+            ".hada_w1",
+            ".lokr_w",
+        ]
+        .iter()
+        .any(|p| k.contains(p))
+    }) {
         return Kind::Lora;
     }
     if (has("clip_l") && has("clip_g")) || has("emb_params") {
         return Kind::Embedding;
     }
-    if any(&|k| k.starts_with("down_blocks.") || k.starts_with("input_blocks.")) && any(&|k| k.contains("transformer_blocks.")) {
+    if any(&|k| k.starts_with("down_blocks.") || k.starts_with("input_blocks."))
+        && any(&|k| k.contains("transformer_blocks."))
+    {
         return Kind::DiffusersUnet;
     }
-    if any(&|k| k.trim_start_matches(prefix::VAE).starts_with("decoder.")) && any(&|k| k.contains("conv_in")) {
+    if any(&|k| k.trim_start_matches(prefix::VAE).starts_with("decoder."))
+        && any(&|k| k.contains("conv_in"))
+    {
         return Kind::Vae;
     }
-    if any(&|k| k.contains("RDB") || k.contains("rdb1") || k.starts_with("RRDB_trunk")) || has("body.1.weight") {
+    if any(&|k| k.contains("RDB") || k.contains("rdb1") || k.starts_with("RRDB_trunk"))
+        || has("body.1.weight")
+    {
         return Kind::Upscaler;
     }
     if any(&|k| k.starts_with("conditioner.") || k.starts_with("text_model.")) {
@@ -193,7 +241,11 @@ pub struct Parameterization {
 /// Reads the marker tensors `v_pred` and `ztsnr`, and the metadata other trainers write instead.
 #[must_use]
 pub fn parameterization(source: &dyn Source) -> Parameterization {
-    let says = |key: &str, value: &str| source.metadata(key).is_some_and(|v| v.eq_ignore_ascii_case(value));
+    let says = |key: &str, value: &str| {
+        source
+            .metadata(key)
+            .is_some_and(|v| v.eq_ignore_ascii_case(value))
+    };
     Parameterization {
         v_prediction: source.shape("v_pred").is_some() || says("modelspec.prediction_type", "v"),
         zero_terminal_snr: source.shape("ztsnr").is_some(),
@@ -207,7 +259,10 @@ pub fn parameterization(source: &dyn Source) -> Parameterization {
 pub fn require_sdxl(source: &dyn Source) -> Result<Kind, Error> {
     match kind(source) {
         kind @ (Kind::Sdxl | Kind::SdxlInpaint) => Ok(kind),
-        kind => Err(Error::Kind { path: source.path().into(), kind }),
+        kind => Err(Error::Kind {
+            path: source.path().into(),
+            kind,
+        }),
     }
 }
 
@@ -236,26 +291,92 @@ mod tests {
 
     const UNET_IN: &str = "model.diffusion_model.input_blocks.0.0.weight";
     const BIG_G: &str = "conditioner.embedders.1.model.ln_final.weight";
-    const CLIP_L: &str = "conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight";
+    const CLIP_L: &str =
+        "conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight";
 
     #[test]
     fn each_kind_is_recognised_from_its_keys() {
         let cases: &[(Kind, &[(&str, &[usize])])] = &[
-            (Kind::Sdxl, &[(UNET_IN, &[1, 4, 3, 3]), (BIG_G, &[4]), (CLIP_L, &[4, 4])]),
-            (Kind::SdxlInpaint, &[(UNET_IN, &[1, 9, 3, 3]), (BIG_G, &[4]), (CLIP_L, &[4, 4])]),
+            (
+                Kind::Sdxl,
+                &[(UNET_IN, &[1, 4, 3, 3]), (BIG_G, &[4]), (CLIP_L, &[4, 4])],
+            ),
+            (
+                Kind::SdxlInpaint,
+                &[(UNET_IN, &[1, 9, 3, 3]), (BIG_G, &[4]), (CLIP_L, &[4, 4])],
+            ),
             (Kind::SdxlPart, &[(UNET_IN, &[1, 4, 3, 3]), (BIG_G, &[4])]),
-            (Kind::Edm, &[(UNET_IN, &[1, 4, 3, 3]), (BIG_G, &[4]), (CLIP_L, &[4, 4]), ("edm_mean", &[1])]),
-            (Kind::SdxlRefiner, &[(UNET_IN, &[1, 4, 3, 3]), ("conditioner.embedders.0.model.ln_final.weight", &[1280])]),
-            (Kind::Sd2, &[(UNET_IN, &[1, 4, 3, 3]), ("conditioner.embedders.0.model.ln_final.weight", &[1024])]),
-            (Kind::Sd2, &[(UNET_IN, &[1, 4, 3, 3]), ("cond_stage_model.model.ln_final.weight", &[4])]),
-            (Kind::Sd1, &[(UNET_IN, &[1, 4, 3, 3]), ("cond_stage_model.transformer.text_model.final_layer_norm.weight", &[4])]),
-            (Kind::Lora, &[("lora_unet_input_blocks_4_1_proj_in.lora_down.weight", &[4, 4])]),
-            (Kind::Lora, &[("unet.down_blocks.1.attentions.0.to_q.lora_A.weight", &[4, 4])]),
+            (
+                Kind::Edm,
+                &[
+                    (UNET_IN, &[1, 4, 3, 3]),
+                    (BIG_G, &[4]),
+                    (CLIP_L, &[4, 4]),
+                    ("edm_mean", &[1]),
+                ],
+            ),
+            (
+                Kind::SdxlRefiner,
+                &[
+                    (UNET_IN, &[1, 4, 3, 3]),
+                    ("conditioner.embedders.0.model.ln_final.weight", &[1280]),
+                ],
+            ),
+            (
+                Kind::Sd2,
+                &[
+                    (UNET_IN, &[1, 4, 3, 3]),
+                    ("conditioner.embedders.0.model.ln_final.weight", &[1024]),
+                ],
+            ),
+            (
+                Kind::Sd2,
+                &[
+                    (UNET_IN, &[1, 4, 3, 3]),
+                    ("cond_stage_model.model.ln_final.weight", &[4]),
+                ],
+            ),
+            (
+                Kind::Sd1,
+                &[
+                    (UNET_IN, &[1, 4, 3, 3]),
+                    (
+                        "cond_stage_model.transformer.text_model.final_layer_norm.weight",
+                        &[4],
+                    ),
+                ],
+            ),
+            (
+                Kind::Lora,
+                &[(
+                    "lora_unet_input_blocks_4_1_proj_in.lora_down.weight",
+                    &[4, 4],
+                )],
+            ),
+            (
+                Kind::Lora,
+                &[(
+                    "unet.down_blocks.1.attentions.0.to_q.lora_A.weight",
+                    &[4, 4],
+                )],
+            ),
             (Kind::Vae, &[("decoder.conv_in.weight", &[4, 4, 3, 3])]),
-            (Kind::Embedding, &[("clip_l", &[1, 768]), ("clip_g", &[1, 1280])]),
-            (Kind::ControlNet, &[("control_model.input_hint_block.0.weight", &[4])]),
-            (Kind::Flux, &[("double_blocks.0.img_attn.qkv.weight", &[4, 4])]),
-            (Kind::Sd3, &[("model.diffusion_model.joint_blocks.0.x", &[4])]),
+            (
+                Kind::Embedding,
+                &[("clip_l", &[1, 768]), ("clip_g", &[1, 1280])],
+            ),
+            (
+                Kind::ControlNet,
+                &[("control_model.input_hint_block.0.weight", &[4])],
+            ),
+            (
+                Kind::Flux,
+                &[("double_blocks.0.img_attn.qkv.weight", &[4, 4])],
+            ),
+            (
+                Kind::Sd3,
+                &[("model.diffusion_model.joint_blocks.0.x", &[4])],
+            ),
             (Kind::Unknown, &[("weight", &[4])]),
         ];
         for (want, keys) in cases {
@@ -266,14 +387,27 @@ mod tests {
     #[test]
     fn marker_tensors_select_the_parameterization() {
         let plain = parameterization(&file(&[(BIG_G, &[4])]));
-        assert_eq!(plain, Parameterization { v_prediction: false, zero_terminal_snr: false });
+        assert_eq!(
+            plain,
+            Parameterization {
+                v_prediction: false,
+                zero_terminal_snr: false
+            }
+        );
         let marked = parameterization(&file(&[("v_pred", &[]), ("ztsnr", &[])]));
-        assert_eq!(marked, Parameterization { v_prediction: true, zero_terminal_snr: true });
+        assert_eq!(
+            marked,
+            Parameterization {
+                v_prediction: true,
+                zero_terminal_snr: true
+            }
+        );
     }
 
     #[test]
     fn the_refusal_names_what_the_file_is_and_what_to_do() {
-        let error = require_sdxl(&file(&[("lora_te1_x.lora_up.weight", &[1])])).expect_err("refused");
+        let error =
+            require_sdxl(&file(&[("lora_te1_x.lora_up.weight", &[1])])).expect_err("refused");
         assert_eq!(
             error.to_string(),
             "`x.safetensors` is a LoRA, not an SDXL checkpoint; put it into `models/Lora` and write `<lora:NAME:1>` in the prompt"

@@ -38,7 +38,10 @@ impl SafetensorsFile {
     /// # Errors
     /// [`Error::Open`], [`Error::Format`], [`Error::HeaderLength`], [`Error::Truncated`] or [`Error::Header`].
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let open_error = |source| Error::Open { path: path.into(), source };
+        let open_error = |source| Error::Open {
+            path: path.into(),
+            source,
+        };
         if path.is_dir() {
             return Err(Error::Format {
                 path: path.into(),
@@ -48,7 +51,11 @@ impl SafetensorsFile {
         }
         let file = File::open(path).map_err(open_error)?;
         if file.metadata().map_err(open_error)?.len() == 0 {
-            return Err(Error::Truncated { path: path.into(), expected: 8, found: 0 });
+            return Err(Error::Truncated {
+                path: path.into(),
+                expected: 8,
+                found: 0,
+            });
         }
         // SAFETY: the map is read-only; a process that truncates the file while it is mapped would raise SIGBUS, which
         // the documentation of `--data-dir` forbids (replace files by renaming, as every downloader does).
@@ -70,18 +77,44 @@ impl SafetensorsFile {
         let found = all.len() as u64;
         let length = match all.first_chunk::<8>() {
             Some(first) => u64::from_le_bytes(*first),
-            None => return Err(Error::Truncated { path: path.into(), expected: 8, found }),
+            None => {
+                return Err(Error::Truncated {
+                    path: path.into(),
+                    expected: 8,
+                    found,
+                });
+            }
         };
         if length > HEADER_LIMIT {
-            return Err(Error::HeaderLength { path: path.into(), length, limit: HEADER_LIMIT, found });
+            return Err(Error::HeaderLength {
+                path: path.into(),
+                length,
+                limit: HEADER_LIMIT,
+                found,
+            });
         }
         if 8 + length > found {
-            return Err(Error::Truncated { path: path.into(), expected: 8 + length, found });
+            return Err(Error::Truncated {
+                path: path.into(),
+                expected: 8 + length,
+                found,
+            });
         }
-        let (n, header) = SafeTensors::read_metadata(all).map_err(|e| header_error(path, all, length, &e))?;
-        let tensors = header.tensors().into_iter().map(|(key, info)| (key, info.clone())).collect();
+        let (n, header) =
+            SafeTensors::read_metadata(all).map_err(|e| header_error(path, all, length, &e))?;
+        let tensors = header
+            .tensors()
+            .into_iter()
+            .map(|(key, info)| (key, info.clone()))
+            .collect();
         let metadata = header.metadata().clone().unwrap_or_default();
-        Ok(Self { path: path.into(), data_start: 8 + n, tensors, metadata, bytes })
+        Ok(Self {
+            path: path.into(),
+            data_start: 8 + n,
+            tensors,
+            metadata,
+            bytes,
+        })
     }
 
     /// All metadata of the file.
@@ -93,7 +126,9 @@ impl SafetensorsFile {
     /// Stored type of a tensor, as the format spells it.
     #[must_use]
     pub fn dtype(&self, key: &str) -> Option<String> {
-        self.tensors.get(key).map(|info| format!("{:?}", info.dtype))
+        self.tensors
+            .get(key)
+            .map(|info| format!("{:?}", info.dtype))
     }
 
     /// Sum of all tensors' bytes.
@@ -132,10 +167,16 @@ fn refuse_other_formats(path: &Path, bytes: &[u8]) -> Result<(), Error> {
         [0x80, 2..=5, b'}' | b']' | b'(' | b'c' | 0x8a, ..] => "a pickled PyTorch file",
         [b'G', b'G', b'U', b'F', ..] => "a GGUF file",
         [b'<', b'!' | b'h', ..] => "an HTML page (a failed download)",
-        _ if bytes.starts_with(b"version https://git-lfs") => "a Git LFS pointer (the file itself was not fetched)",
+        _ if bytes.starts_with(b"version https://git-lfs") => {
+            "a Git LFS pointer (the file itself was not fetched)"
+        }
         _ => return Ok(()),
     };
-    Err(Error::Format { path: path.into(), what, remedy: convert })
+    Err(Error::Format {
+        path: path.into(),
+        what,
+        remedy: convert,
+    })
 }
 
 fn header_error(path: &Path, bytes: &[u8], length: u64, error: &SafeTensorError) -> Error {
@@ -143,20 +184,37 @@ fn header_error(path: &Path, bytes: &[u8], length: u64, error: &SafeTensorError)
     let header = bytes.get(8..8 + length as usize).unwrap_or_default();
     let reason = match error {
         SafeTensorError::MetadataIncompleteBuffer => {
-            match serde_json::from_slice::<Metadata>(header).map(|m| 8 + length + m.data_len() as u64) {
-                Ok(expected) if expected > found => return Error::Truncated { path: path.into(), expected, found },
+            match serde_json::from_slice::<Metadata>(header)
+                .map(|m| 8 + length + m.data_len() as u64)
+            {
+                Ok(expected) if expected > found => {
+                    return Error::Truncated {
+                        path: path.into(),
+                        expected,
+                        found,
+                    };
+                }
                 Ok(expected) => format!("{} bytes follow the last tensor", found - expected),
                 Err(_) => "its tensors do not fill the file".into(),
             }
         }
-        SafeTensorError::InvalidOffset(key) => format!("the bytes of tensor `{key}` overlap another's or leave a gap"),
-        SafeTensorError::TensorInvalidInfo => "a tensor's byte count is not its shape times its type".into(),
+        SafeTensorError::InvalidOffset(key) => {
+            format!("the bytes of tensor `{key}` overlap another's or leave a gap")
+        }
+        SafeTensorError::TensorInvalidInfo => {
+            "a tensor's byte count is not its shape times its type".into()
+        }
         SafeTensorError::ValidationOverflow => "a shape overflows".into(),
         SafeTensorError::InvalidHeader(_) => "it is not UTF-8".into(),
-        SafeTensorError::InvalidHeaderDeserialization(e) | SafeTensorError::JsonError(e) => format!("it is not the format's JSON ({e})"),
+        SafeTensorError::InvalidHeaderDeserialization(e) | SafeTensorError::JsonError(e) => {
+            format!("it is not the format's JSON ({e})")
+        }
         other => other.to_string(),
     };
-    Error::Header { path: path.into(), reason }
+    Error::Header {
+        path: path.into(),
+        reason,
+    }
 }
 
 impl Source for SafetensorsFile {
@@ -178,13 +236,31 @@ impl Source for SafetensorsFile {
 
     fn read(&self, key: &str) -> Result<Vec<f32>, Error> {
         let Some(info) = self.tensors.get(key) else {
-            return Err(Error::Missing { path: self.path.clone(), key: key.into() });
+            return Err(Error::Missing {
+                path: self.path.clone(),
+                key: key.into(),
+            });
         };
-        let (from, to) = (self.data_start + info.data_offsets.0, self.data_start + info.data_offsets.1);
-        let Some((values, finite)) = convert::to_f32(info.dtype, &self.bytes.as_slice()[from..to]) else {
-            return Err(Error::Dtype { path: self.path.clone(), key: key.into(), dtype: format!("{:?}", info.dtype) });
+        let (from, to) = (
+            self.data_start + info.data_offsets.0,
+            self.data_start + info.data_offsets.1,
+        );
+        let Some((values, finite)) = convert::to_f32(info.dtype, &self.bytes.as_slice()[from..to])
+        else {
+            return Err(Error::Dtype {
+                path: self.path.clone(),
+                key: key.into(),
+                dtype: format!("{:?}", info.dtype),
+            });
         };
         self.bytes.done_with(from, to - from);
-        if finite { Ok(values) } else { Err(Error::NotFinite { path: self.path.clone(), key: key.into() }) }
+        if finite {
+            Ok(values)
+        } else {
+            Err(Error::NotFinite {
+                path: self.path.clone(),
+                key: key.into(),
+            })
+        }
     }
 }

@@ -121,7 +121,9 @@ pub enum Error {
         reason: String,
     },
     /// The device has no room for a tensor, or refuses it.
-    #[error("the device refused a tensor of the checkpoint; a smaller `--dtype` or another `--device` needs less memory")]
+    #[error(
+        "the device refused a tensor of the checkpoint; a smaller `--dtype` or another `--device` needs less memory"
+    )]
     Device(#[from] candle_core::Error),
     /// NaN or infinity among the weights.
     #[error("tensor `{key}` in `{}` contains NaN or infinite values; the checkpoint is damaged (a failed merge or conversion)", path.display())]
@@ -159,7 +161,12 @@ pub struct Tensors<'a> {
 
 impl std::fmt::Debug for Tensors<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Tensors({}: {}*)", self.source.path().display(), self.prefix)
+        write!(
+            f,
+            "Tensors({}: {}*)",
+            self.source.path().display(),
+            self.prefix
+        )
     }
 }
 
@@ -167,13 +174,19 @@ impl<'a> Tensors<'a> {
     /// All tensors whose key begins with `prefix` (which ends in a dot, or is empty).
     #[must_use]
     pub fn new(source: &'a dyn Source, prefix: &str) -> Self {
-        Self { source, prefix: prefix.to_string() }
+        Self {
+            source,
+            prefix: prefix.to_string(),
+        }
     }
 
     /// Those below `name.`.
     #[must_use]
     pub fn sub(&self, name: impl std::fmt::Display) -> Self {
-        Self { source: self.source, prefix: format!("{}{name}.", self.prefix) }
+        Self {
+            source: self.source,
+            prefix: format!("{}{name}.", self.prefix),
+        }
     }
 
     /// The file they come from.
@@ -200,7 +213,10 @@ impl<'a> Tensors<'a> {
     /// [`Error::Missing`].
     pub fn shape(&self, name: &str) -> Result<&'a [usize], Error> {
         let key = self.key(name);
-        self.source.shape(&key).ok_or_else(|| Error::Missing { path: self.source.path().into(), key })
+        self.source.shape(&key).ok_or_else(|| Error::Missing {
+            path: self.source.path().into(),
+            key,
+        })
     }
 
     /// Values of a tensor of exactly this shape.
@@ -220,12 +236,21 @@ impl<'a> Tensors<'a> {
     pub fn wrong_shape(&self, name: &str, expected: &[usize]) -> Error {
         let key = self.key(name);
         let found = self.source.shape(&key).unwrap_or_default().to_vec();
-        Error::Shape { path: self.source.path().into(), key, expected: expected.to_vec(), found }
+        Error::Shape {
+            path: self.source.path().into(),
+            key,
+            expected: expected.to_vec(),
+            found,
+        }
     }
 
     /// The error for a tensor whose size the architecture does not allow.
     #[must_use]
     pub fn unfit(&self, name: &str, reason: impl Into<String>) -> Error {
-        Error::Architecture { path: self.source.path().into(), key: self.key(name), reason: reason.into() }
+        Error::Architecture {
+            path: self.source.path().into(),
+            key: self.key(name),
+            reason: reason.into(),
+        }
     }
 }

@@ -38,13 +38,20 @@ impl SyntheticSdxl {
         shapes.vae();
         shapes.clip_l();
         shapes.big_g();
-        Self { path: "synthetic-sdxl.safetensors".into(), shapes: shapes.0 }
+        Self {
+            path: "synthetic-sdxl.safetensors".into(),
+            shapes: shapes.0,
+        }
     }
 
     /// Number of weights below a key prefix.
     #[must_use]
     pub fn parameters(&self, prefix: &str) -> usize {
-        self.shapes.iter().filter(|(k, _)| k.starts_with(prefix)).map(|(_, s)| s.iter().product::<usize>()).sum()
+        self.shapes
+            .iter()
+            .filter(|(k, _)| k.starts_with(prefix))
+            .map(|(_, s)| s.iter().product::<usize>())
+            .sum()
     }
 
     /// Writes the model as an f16 single file (6.9 GB), tensor by tensor.
@@ -52,7 +59,10 @@ impl SyntheticSdxl {
     /// # Errors
     /// When the file cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), safetensors::SafeTensorError> {
-        let tensors = self.shapes.iter().map(|(key, shape)| (key, HalfView { key, shape }));
+        let tensors = self
+            .shapes
+            .iter()
+            .map(|(key, shape)| (key, HalfView { key, shape }));
         safetensors::serialize_to_file(tensors, None, path)
     }
 }
@@ -72,11 +82,14 @@ impl View for HalfView<'_> {
     fn data(&self) -> Cow<'_, [u8]> {
         let values = generate(self.key, self.shape);
         let mut bytes = vec![0u8; values.len() * 2];
-        bytes.par_chunks_mut(2 * BLOCK).zip(values.par_chunks(BLOCK)).for_each(|(bytes, values)| {
-            for (b, v) in bytes.chunks_exact_mut(2).zip(values) {
-                b.copy_from_slice(&half::f16::from_f32(*v).to_le_bytes());
-            }
-        });
+        bytes
+            .par_chunks_mut(2 * BLOCK)
+            .zip(values.par_chunks(BLOCK))
+            .for_each(|(bytes, values)| {
+                for (b, v) in bytes.chunks_exact_mut(2).zip(values) {
+                    b.copy_from_slice(&half::f16::from_f32(*v).to_le_bytes());
+                }
+            });
         bytes.into()
     }
     fn data_len(&self) -> usize {
@@ -100,7 +113,10 @@ impl Source for SyntheticSdxl {
     fn read(&self, key: &str) -> Result<Vec<f32>, Error> {
         match self.shapes.get(key) {
             Some(shape) => Ok(generate(key, shape)),
-            None => Err(Error::Missing { path: self.path.clone(), key: key.into() }),
+            None => Err(Error::Missing {
+                path: self.path.clone(),
+                key: key.into(),
+            }),
         }
     }
 }
@@ -115,9 +131,15 @@ fn generate(key: &str, shape: &[usize]) -> Vec<f32> {
         return vec![1.0; len];
     }
     let fan_in = shape[1..].iter().product::<usize>().max(1) as f32;
-    let amplitude = if key.contains("embedding") { 0.02 } else { (3.0 / fan_in).sqrt() };
+    let amplitude = if key.contains("embedding") {
+        0.02
+    } else {
+        (3.0 / fan_in).sqrt()
+    };
     // FNV-1a of the key seeds the tensor.
-    let seed = key.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    let seed = key.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| {
+        (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
+    });
     let mut out = crate::nn::block_cache::buffer(len);
     out.par_chunks_mut(BLOCK).enumerate().for_each(|(i, out)| {
         let mut state = (seed ^ (i as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15)) | 1;
@@ -178,7 +200,11 @@ impl Shapes {
         self.transformer(&format!("{U}.middle_block.1"), c, 10);
         self.res_block(&format!("{U}.middle_block.2"), c, c);
         for (j, (width, depth)) in levels.into_iter().rev().flat_map(|l| [l; 3]).enumerate() {
-            self.res_block(&format!("{U}.output_blocks.{j}.0"), c + skips.pop().unwrap_or(0), width);
+            self.res_block(
+                &format!("{U}.output_blocks.{j}.0"),
+                c + skips.pop().unwrap_or(0),
+                width,
+            );
             c = width;
             self.transformer(&format!("{U}.output_blocks.{j}.1"), c, depth);
             if j % 3 == 2 && j < 8 {
@@ -234,7 +260,12 @@ impl Shapes {
                 c = width;
             }
             if level < 3 {
-                self.conv(&format!("{V}.encoder.down.{level}.downsample.conv"), c, c, 3);
+                self.conv(
+                    &format!("{V}.encoder.down.{level}.downsample.conv"),
+                    c,
+                    c,
+                    3,
+                );
             }
         }
         for side in ["encoder", "decoder"] {
@@ -274,8 +305,14 @@ impl Shapes {
 
     fn clip_l(&mut self) {
         const L: &str = "conditioner.embedders.0.transformer.text_model";
-        self.put(format!("{L}.embeddings.token_embedding.weight"), &[49408, 768]);
-        self.put(format!("{L}.embeddings.position_embedding.weight"), &[77, 768]);
+        self.put(
+            format!("{L}.embeddings.token_embedding.weight"),
+            &[49408, 768],
+        );
+        self.put(
+            format!("{L}.embeddings.position_embedding.weight"),
+            &[77, 768],
+        );
         for layer in (0..12).map(|i| format!("{L}.encoder.layers.{i}")) {
             for part in ["q_proj", "k_proj", "v_proj", "out_proj"] {
                 self.linear(&format!("{layer}.self_attn.{part}"), 768, 768);
@@ -318,9 +355,20 @@ mod tests {
         assert_eq!(model.shapes.len(), 2514);
         assert_eq!(model.parameters(detect::prefix::UNET), 2_567_463_684);
         assert_eq!(detect::kind(&model), Kind::Sdxl);
-        let a = model.read("model.diffusion_model.input_blocks.0.0.weight").expect("there");
-        assert_eq!(a, model.read("model.diffusion_model.input_blocks.0.0.weight").expect("there"));
+        let a = model
+            .read("model.diffusion_model.input_blocks.0.0.weight")
+            .expect("there");
+        assert_eq!(
+            a,
+            model
+                .read("model.diffusion_model.input_blocks.0.0.weight")
+                .expect("there")
+        );
         let variance = a.iter().map(|x| x * x).sum::<f32>() / a.len() as f32;
-        assert!((variance * 36.0 - 1.0).abs() < 0.1, "variance times fan-in: {}", variance * 36.0);
+        assert!(
+            (variance * 36.0 - 1.0).abs() < 0.1,
+            "variance times fan-in: {}",
+            variance * 36.0
+        );
     }
 }

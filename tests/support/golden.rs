@@ -1,6 +1,9 @@
 //! Golden tensors: zstd-compressed safetensors under `tests/golden`, and layout changes between them and the models.
 
-#![allow(dead_code, reason = "every test file uses its own part of the shared code")]
+#![allow(
+    dead_code,
+    reason = "every test file uses its own part of the shared code"
+)]
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +12,9 @@ use sdgen::weights::SafetensorsFile;
 
 /// Path of a file below `tests/golden`.
 pub(crate) fn path(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(name)
 }
 
 /// The bytes of `NAME.zst`.
@@ -30,12 +35,17 @@ pub(crate) struct Golden(std::collections::HashMap<String, Tensor>);
 impl Golden {
     /// Loads `NAME.zst`.
     pub(crate) fn load(name: &str) -> Self {
-        Self(candle_core::safetensors::load_buffer(&unpack(name), &Device::Cpu).expect("valid golden file"))
+        Self(
+            candle_core::safetensors::load_buffer(&unpack(name), &Device::Cpu)
+                .expect("valid golden file"),
+        )
     }
 
     /// A tensor.
     pub(crate) fn tensor(&self, key: &str) -> &Tensor {
-        self.0.get(key).unwrap_or_else(|| panic!("no golden tensor `{key}`"))
+        self.0
+            .get(key)
+            .unwrap_or_else(|| panic!("no golden tensor `{key}`"))
     }
 
     /// Whether a tensor is there.
@@ -50,19 +60,28 @@ impl Golden {
 
     /// Token ids `[1, 77]`.
     pub(crate) fn chunk(&self, key: &str) -> [u32; 77] {
-        let ids: Vec<i64> = self.tensor(key).flatten_all().and_then(|t| t.to_vec1()).expect("i64 ids");
+        let ids: Vec<i64> = self
+            .tensor(key)
+            .flatten_all()
+            .and_then(|t| t.to_vec1())
+            .expect("i64 ids");
         std::array::from_fn(|i| u32::try_from(ids[i]).expect("an id"))
     }
 
     /// A picture `[batch, channels, height, width]` as the models take it, channels last.
     pub(crate) fn channels_last(&self, key: &str) -> Tensor {
-        self.tensor(key).permute((0, 2, 3, 1)).and_then(|t| t.contiguous()).expect("four dimensions")
+        self.tensor(key)
+            .permute((0, 2, 3, 1))
+            .and_then(|t| t.contiguous())
+            .expect("four dimensions")
     }
 }
 
 /// Values of a tensor, row major.
 pub(crate) fn values(t: &Tensor) -> Vec<f32> {
-    t.flatten_all().and_then(|t| t.to_vec1()).expect("f32 tensor")
+    t.flatten_all()
+        .and_then(|t| t.to_vec1())
+        .expect("f32 tensor")
 }
 
 /// Values of a channels-last picture in `[batch, channels, height, width]` order.

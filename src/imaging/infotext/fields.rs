@@ -36,7 +36,10 @@ pub const OVERRIDES: &[(&str, &str)] = &[
     ("Cache FP16 weight for LoRA", "cache_fp16_weight"),
     ("Old prompt editing timelines", "use_old_scheduling"),
     ("Downcast alphas_cumprod", "use_downcasted_alpha_bar"),
-    ("Refiner switch by sampling steps", "refiner_switch_by_sample_steps"),
+    (
+        "Refiner switch by sampling steps",
+        "refiner_switch_by_sample_steps",
+    ),
     ("Hires refiner pass", "hires_fix_refiner_pass"),
     ("VAE Encoder", "sd_vae_encode_method"),
     ("VAE Decoder", "sd_vae_decode_method"),
@@ -51,7 +54,10 @@ pub const OVERRIDES: &[(&str, &str)] = &[
     ("Schedule rho", "rho"),
     ("Noise Schedule", "sd_noise_schedule"),
     ("ENSD", "eta_noise_seed_delta"),
-    ("Discard penultimate sigma", "always_discard_next_to_last_sigma"),
+    (
+        "Discard penultimate sigma",
+        "always_discard_next_to_last_sigma",
+    ),
     ("SGM noise multiplier", "sgm_noise_multiplier"),
     ("UniPC variant", "uni_pc_variant"),
     ("UniPC skip type", "uni_pc_skip_type"),
@@ -91,11 +97,20 @@ impl Parsed {
             fields.insert("Hires resize-1", 0);
             fields.insert("Hires resize-2", 0);
         }
-        for (key, value) in [("Clip skip", "1"), ("Hires sampler", SAME_SAMPLER), ("Hires schedule type", SAME_SCHEDULER), ("Hires checkpoint", SAME_CHECKPOINT)]
-        {
+        for (key, value) in [
+            ("Clip skip", "1"),
+            ("Hires sampler", SAME_SAMPLER),
+            ("Hires schedule type", SAME_SCHEDULER),
+            ("Hires checkpoint", SAME_CHECKPOINT),
+        ] {
             fields.insert_default(key, value);
         }
-        for (key, value) in [("Hires prompt", ""), ("Hires negative prompt", ""), ("Mask mode", "Inpaint masked"), ("Masked content", "original")] {
+        for (key, value) in [
+            ("Hires prompt", ""),
+            ("Hires negative prompt", ""),
+            ("Mask mode", "Inpaint masked"),
+            ("Masked content", "original"),
+        ] {
             fields.insert_default(key, value);
         }
         fields.insert_default("Inpaint area", "Whole picture");
@@ -126,30 +141,55 @@ impl Parsed {
 /// `512x768` as its two numbers, which stay text.
 fn split_size(text: &str) -> Option<(&str, &str)> {
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    text.split_once('x').filter(|(width, height)| digits(width) && digits(height))
+    text.split_once('x')
+        .filter(|(width, height)| digits(width) && digits(height))
 }
 
 /// Texts older than the tag syntax name a hypernetwork by a key.
 fn add_hypernetwork(fields: &mut Params) {
-    let Some(name) = fields.get("Hypernet").cloned() else { return };
-    let strength = fields.get("Hypernet strength").map_or_else(|| "1.0".to_string(), ToString::to_string);
-    let prompt = fields.get("Prompt").map(ToString::to_string).unwrap_or_default();
+    let Some(name) = fields.get("Hypernet").cloned() else {
+        return;
+    };
+    let strength = fields
+        .get("Hypernet strength")
+        .map_or_else(|| "1.0".to_string(), ToString::to_string);
+    let prompt = fields
+        .get("Prompt")
+        .map(ToString::to_string)
+        .unwrap_or_default();
     fields.insert("Prompt", format!("{prompt}<hypernet:{name}:{strength}>"));
 }
 
 /// The oldest hires fix wrote the final size as `Size` and the first pass apart.
 fn restore_first_pass(fields: &mut Params) {
-    let number = |key: &str| fields.get(key).and_then(|value| value.to_string().parse::<u32>().ok());
-    let (Some(first_width), Some(first_height)) = (number("First pass size-1"), number("First pass size-2")) else { return };
-    let (width, height) = (number("Size-1").unwrap_or(512), number("Size-2").unwrap_or(512));
+    let number = |key: &str| {
+        fields
+            .get(key)
+            .and_then(|value| value.to_string().parse::<u32>().ok())
+    };
+    let (Some(first_width), Some(first_height)) =
+        (number("First pass size-1"), number("First pass size-2"))
+    else {
+        return;
+    };
+    let (width, height) = (
+        number("Size-1").unwrap_or(512),
+        number("Size-2").unwrap_or(512),
+    );
     let (first_width, first_height) = if first_width == 0 || first_height == 0 {
-        let scale = (f64::from(512 * 512) / (f64::from(width.max(1)) * f64::from(height.max(1)))).sqrt();
+        let scale =
+            (f64::from(512 * 512) / (f64::from(width.max(1)) * f64::from(height.max(1)))).sqrt();
         let side = |length: u32| (scale * f64::from(length) / 64.0).ceil() as u32 * 64;
         (side(width), side(height))
     } else {
         (first_width, first_height)
     };
-    fields.extend([("Size-1", first_width), ("Size-2", first_height), ("Hires resize-1", width), ("Hires resize-2", height)]);
+    fields.extend([
+        ("Size-1", first_width),
+        ("Size-2", first_height),
+        ("Hires resize-1", width),
+        ("Hires resize-2", height),
+    ]);
 }
 
 /// A released version: numbers and the count of commits after them.
@@ -163,17 +203,30 @@ fn parse_version(text: &str) -> Option<Version> {
     for (slot, number) in numbers.iter_mut().zip(parts.next()?.split('.')) {
         *slot = number.parse().ok()?;
     }
-    let commits = parts.next().and_then(|commits| commits.parse().ok()).unwrap_or(0);
+    let commits = parts
+        .next()
+        .and_then(|commits| commits.parse().ok())
+        .unwrap_or(0);
     Some((numbers, commits))
 }
 
 fn apply_version(fields: &mut Params) {
     let text = |key: &str| fields.get(key).map(ToString::to_string).unwrap_or_default();
-    let Some(version) = parse_version(&text("Version")) else { return };
-    let (edits, sampler, refiner) = (text("Prompt").contains('['), text("Sampler"), !text("Refiner").is_empty());
+    let Some(version) = parse_version(&text("Version")) else {
+        return;
+    };
+    let (edits, sampler, refiner) = (
+        text("Prompt").contains('['),
+        text("Sampler"),
+        !text("Refiner").is_empty(),
+    );
     for (before, applies, key) in [
         (([1, 6, 0], 0), edits, "Old prompt editing timelines"),
-        (([1, 6, 0], 0), matches!(sampler.as_str(), "DDIM" | "PLMS"), "Pad conds v0"),
+        (
+            ([1, 6, 0], 0),
+            matches!(sampler.as_str(), "DDIM" | "PLMS"),
+            "Pad conds v0",
+        ),
         (([1, 7, 0], 225), true, "Downcast alphas_cumprod"),
         (([1, 8, 0], 0), refiner, "Refiner switch by sampling steps"),
     ] {
@@ -203,15 +256,22 @@ mod tests {
     use super::super::parse;
     use super::*;
 
-    const PLAIN: Completion = Completion { weighted_prompt: false, back_compatible: true };
+    const PLAIN: Completion = Completion {
+        weighted_prompt: false,
+        back_compatible: true,
+    };
 
     fn field(fields: &Params, key: &str) -> String {
-        fields.get(key).unwrap_or_else(|| panic!("no {key}")).to_string()
+        fields
+            .get(key)
+            .unwrap_or_else(|| panic!("no {key}"))
+            .to_string()
     }
 
     #[test]
     fn what_is_absent_is_filled_in() {
-        let fields = parse("a\nSteps: 20, Sampler: Euler, Size: 512x768, Version: v1.10.1").fields(PLAIN);
+        let fields =
+            parse("a\nSteps: 20, Sampler: Euler, Size: 512x768, Version: v1.10.1").fields(PLAIN);
         for (key, value) in [
             ("Size-1", "512"),
             ("Size-2", "768"),
@@ -227,27 +287,68 @@ mod tests {
         ] {
             assert_eq!(field(&fields, key), value, "{key}");
         }
-        assert!(["Emphasis", "Downcast alphas_cumprod", "Cache FP16 weight for LoRA", "Size"].iter().all(|key| fields.get(key).is_none()));
-        let weighted = parse("a\nSteps: 2, Sampler: x, FP8 weight: Enable").fields(Completion { weighted_prompt: true, ..PLAIN });
-        assert_eq!((field(&weighted, "Emphasis"), field(&weighted, "Cache FP16 weight for LoRA")), ("Original".into(), "False".into()));
+        assert!(
+            [
+                "Emphasis",
+                "Downcast alphas_cumprod",
+                "Cache FP16 weight for LoRA",
+                "Size"
+            ]
+            .iter()
+            .all(|key| fields.get(key).is_none())
+        );
+        let weighted = parse("a\nSteps: 2, Sampler: x, FP8 weight: Enable").fields(Completion {
+            weighted_prompt: true,
+            ..PLAIN
+        });
+        assert_eq!(
+            (
+                field(&weighted, "Emphasis"),
+                field(&weighted, "Cache FP16 weight for LoRA")
+            ),
+            ("Original".into(), "False".into())
+        );
     }
 
     #[test]
     fn old_versions_are_read_as_they_meant() {
-        let old = parse("[a:b:3]\nSteps: 20, Sampler: DDIM, Refiner: x, Version: v1.5.2").fields(PLAIN);
-        for key in ["Old prompt editing timelines", "Pad conds v0", "Downcast alphas_cumprod", "Refiner switch by sampling steps"] {
+        let old =
+            parse("[a:b:3]\nSteps: 20, Sampler: DDIM, Refiner: x, Version: v1.5.2").fields(PLAIN);
+        for key in [
+            "Old prompt editing timelines",
+            "Pad conds v0",
+            "Downcast alphas_cumprod",
+            "Refiner switch by sampling steps",
+        ] {
             assert_eq!(field(&old, key), "True", "{key}");
         }
-        for (version, downcast) in [("v1.7.0-224-gabc", true), ("v1.7.0-225-gabc", false), ("v1.8.0-RC", false), ("sdgen", false)] {
-            let fields = parse(&format!("a\nSteps: 1, Sampler: Euler, Seed: 2, Version: {version}")).fields(PLAIN);
-            assert_eq!(fields.get("Downcast alphas_cumprod").is_some(), downcast, "{version}");
+        for (version, downcast) in [
+            ("v1.7.0-224-gabc", true),
+            ("v1.7.0-225-gabc", false),
+            ("v1.8.0-RC", false),
+            ("sdgen", false),
+        ] {
+            let fields = parse(&format!(
+                "a\nSteps: 1, Sampler: Euler, Seed: 2, Version: {version}"
+            ))
+            .fields(PLAIN);
+            assert_eq!(
+                fields.get("Downcast alphas_cumprod").is_some(),
+                downcast,
+                "{version}"
+            );
         }
     }
 
     #[test]
     fn first_pass_sizes_and_hypernetworks_of_old_texts_are_restored() {
-        let fields = parse("a\nSteps: 1, Size: 1024x768, First pass size: 0x0, Hypernet: anime, Seed: 1").fields(PLAIN);
+        let fields =
+            parse("a\nSteps: 1, Size: 1024x768, First pass size: 0x0, Hypernet: anime, Seed: 1")
+                .fields(PLAIN);
         assert_eq!(field(&fields, "Prompt"), "a<hypernet:anime:1.0>");
-        assert_eq!(["Size-1", "Size-2", "Hires resize-1", "Hires resize-2"].map(|key| field(&fields, key)), ["640", "448", "1024", "768"]);
+        assert_eq!(
+            ["Size-1", "Size-2", "Hires resize-1", "Hires resize-2"].map(|key| field(&fields, key)),
+            ["640", "448", "1024", "768"]
+        );
     }
 }

@@ -74,12 +74,18 @@ macro_rules! from_integers {
     ($($integer:ty)*) => {$(
         impl From<$integer> for Value {
             fn from(number: $integer) -> Self {
-                Self::Int(number as i128)
+                Self::Int(i128::from(number))
             }
         }
     )*};
 }
-from_integers!(i32 i64 u8 u32 u64 usize);
+from_integers!(i32 i64 u8 u32 u64);
+
+impl From<usize> for Value {
+    fn from(number: usize) -> Self {
+        Self::Int(number as i128)
+    }
+}
 
 /// Python's `repr` of a float: the shortest digits that read back, with an exponent below 1e-4 and from 1e16 on.
 ///
@@ -93,7 +99,11 @@ pub fn python_float(number: f64) -> String {
         return "nan".into();
     }
     if number.is_infinite() {
-        return if number > 0.0 { "inf".into() } else { "-inf".into() };
+        return if number > 0.0 {
+            "inf".into()
+        } else {
+            "-inf".into()
+        };
     }
     let scientific = format!("{number:e}");
     let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
@@ -136,6 +146,11 @@ mod tests {
         assert_eq!(Value::from(0.1f32).to_string(), "0.1");
         assert_eq!(Value::from(7.0f32).to_string(), "7.0");
         assert_eq!(Value::from(1.0f32 / 3.0).to_string(), "0.33333334");
-        assert_eq!([Value::from(true), Value::from(u64::MAX), Value::from("x")].map(|value| value.to_string()).join(" "), "True 18446744073709551615 x");
+        assert_eq!(
+            [Value::from(true), Value::from(u64::MAX), Value::from("x")]
+                .map(|value| value.to_string())
+                .join(" "),
+            "True 18446744073709551615 x"
+        );
     }
 }

@@ -3,12 +3,15 @@
 //!
 //! Heads are read in place from `[batch, tokens, stride]`; keys and values are packed once per call into the GEMM
 //! micro-kernel's panel form, so both products of a tile are calls of it.
-#![allow(unsafe_code, reason = "micro-kernel on raw pointers; bounds are asserted on entry")]
+#![allow(
+    unsafe_code,
+    reason = "micro-kernel on raw pointers; bounds are asserted on entry"
+)]
 
 use super::gemm::{NV, micro};
 use super::math::exp;
 use super::simd::Simd;
-use super::{Isa, Kernel, Shared, for_each_task};
+use super::{Isa, Kernel, Shared, count_multiply_adds, for_each_task};
 
 /// Keys of one tile of scores.
 const KEYS: usize = 256;
@@ -41,14 +44,34 @@ pub(crate) struct Shape {
 }
 
 /// `out[b, t, h] = softmax(q kᵀ / sqrt(head_dim)) v`, `out` being `[batch, tokens, heads * head_dim]`.
-pub(crate) fn attention(isa: Isa, q: Heads<'_>, k: Heads<'_>, v: Heads<'_>, shape: Shape, out: &mut [f32]) {
-    let Shape { batch, heads, head_dim: d, .. } = shape;
+pub(crate) fn attention(
+    isa: Isa,
+    q: Heads<'_>,
+    k: Heads<'_>,
+    v: Heads<'_>,
+    shape: Shape,
+    out: &mut [f32],
+) {
+    let Shape {
+        batch,
+        heads,
+        head_dim: d,
+        ..
+    } = shape;
     for (name, x) in [("q", q), ("k", k), ("v", v)] {
-        assert!(x.data.len() == batch * x.tokens * x.stride, "attention: {name} size");
+        assert!(
+            x.data.len() == batch * x.tokens * x.stride,
+            "attention: {name} size"
+        );
         assert!(x.offset + heads * d <= x.stride, "attention: {name} stride");
     }
     assert_eq!(k.tokens, v.tokens, "attention: keys and values");
-    assert_eq!(out.len(), batch * q.tokens * heads * d, "attention: output size");
+    assert_eq!(
+        out.len(),
+        batch * q.tokens * heads * d,
+        "attention: output size"
+    );
+    count_multiply_adds(batch * heads * q.tokens * k.tokens * d * 2);
     let nr = NV * isa.lanes();
     let key_len = k.tokens.next_multiple_of(nr) * d;
     let value_panels = d.div_ceil(nr);
@@ -69,30 +92,36 @@ pub(crate) fn attention(isa: Isa, q: Heads<'_>, k: Heads<'_>, v: Heads<'_>, shap
             let value = v.at(t / heads, token, head);
             for panel in 0..value_panels {
                 let width = nr.min(d - panel * nr);
-                values[(panel * v.tokens + token) * nr..][..width].copy_from_slice(&value[panel * nr..][..width]);
+                values[(panel * v.tokens + token) * nr..][..width]
+                    .copy_from_slice(&value[panel * nr..][..width]);
             }
         }
     });
 
     let chunks = q.tokens.div_ceil(QUERIES_PER_TASK);
     let out = Shared::new(out);
-    for_each_task(batch * heads * chunks, batch * heads * q.tokens * k.tokens * d * 2, |t| {
-        let (head, chunk) = (t / chunks, t % chunks);
-        let (keys, values) = packed[head * (key_len + value_len)..][..key_len + value_len].split_at(key_len);
-        let from = chunk * QUERIES_PER_TASK;
-        isa.run(Task {
-            q,
-            keys,
-            values,
-            key_tokens: k.tokens,
-            shape,
-            batch: head / heads,
-            head: head % heads,
-            from,
-            to: (from + QUERIES_PER_TASK).min(q.tokens),
-            out,
-        });
-    });
+    for_each_task(
+        batch * heads * chunks,
+        batch * heads * q.tokens * k.tokens * d * 2,
+        |t| {
+            let (head, chunk) = (t / chunks, t % chunks);
+            let (keys, values) =
+                packed[head * (key_len + value_len)..][..key_len + value_len].split_at(key_len);
+            let from = chunk * QUERIES_PER_TASK;
+            isa.run(Task {
+                q,
+                keys,
+                values,
+                key_tokens: k.tokens,
+                shape,
+                batch: head / heads,
+                head: head % heads,
+                from,
+                to: (from + QUERIES_PER_TASK).min(q.tokens),
+                out,
+            });
+        },
+    );
 }
 
 struct Task<'a> {
@@ -147,12 +176,22 @@ impl Task<'_> {
         for first in (self.from..self.to).step_by(MR) {
             let valid = MR.min(self.to - first);
             let rows: [*const f32; MR] = std::array::from_fn(|i| {
-                self.q.at(self.batch, first + if i < valid { i } else { 0 }, self.head * d).as_ptr()
+                self.q
+                    .at(
+                        self.batch,
+                        first + if i < valid { i } else { 0 },
+                        self.head * d,
+                    )
+                    .as_ptr()
             });
             tile.sums.fill(0.0);
             tile.maxima = [f32::NEG_INFINITY; MR];
             tile.totals = [0.0; MR];
-            let visible = if self.shape.causal { (first + valid).min(self.key_tokens) } else { self.key_tokens };
+            let visible = if self.shape.causal {
+                (first + valid).min(self.key_tokens)
+            } else {
+                self.key_tokens
+            };
             for begin in (0..visible).step_by(KEYS) {
                 let count = KEYS.min(visible - begin);
                 // SAFETY: see `run`.
@@ -163,7 +202,8 @@ impl Task<'_> {
                 }
             }
             for i in 0..valid {
-                let row = ((self.batch * self.q.tokens + first + i) * self.shape.heads + self.head) * d;
+                let row =
+                    ((self.batch * self.q.tokens + first + i) * self.shape.heads + self.head) * d;
                 // SAFETY: rows of this task only.
                 let out = unsafe { self.out.part(row, d) };
                 let inverse = 1.0 / tile.totals[i];
@@ -176,7 +216,13 @@ impl Task<'_> {
 
     /// `scores = q kᵀ` for keys `begin..begin + count`, columns past `count` undefined.
     #[inline(always)]
-    unsafe fn scores<S: Simd, const MR: usize>(&self, rows: &[*const f32; MR], begin: usize, count: usize, tile: &mut Tile<MR>) {
+    unsafe fn scores<S: Simd, const MR: usize>(
+        &self,
+        rows: &[*const f32; MR],
+        begin: usize,
+        count: usize,
+        tile: &mut Tile<MR>,
+    ) {
         let nr = NV * S::LANES;
         let d = self.shape.head_dim;
         for at in (0..count).step_by(nr) {
@@ -195,13 +241,23 @@ impl Task<'_> {
 
     /// Turns scores into weights `exp(s - max)`, rescaling what was summed before.
     #[inline(always)]
-    unsafe fn weigh<S: Simd, const MR: usize>(&self, first: usize, begin: usize, count: usize, tile: &mut Tile<MR>) {
+    unsafe fn weigh<S: Simd, const MR: usize>(
+        &self,
+        first: usize,
+        begin: usize,
+        count: usize,
+        tile: &mut Tile<MR>,
+    ) {
         let scale = 1.0 / (self.shape.head_dim as f32).sqrt();
         let nr = NV * S::LANES;
         let padded = count.next_multiple_of(S::LANES);
         for i in 0..MR {
             let row = &mut tile.scores[i * KEYS..][..padded];
-            let seen = if self.shape.causal { (first + i + 1).saturating_sub(begin).min(count) } else { count };
+            let seen = if self.shape.causal {
+                (first + i + 1).saturating_sub(begin).min(count)
+            } else {
+                count
+            };
             row[seen..].fill(f32::NEG_INFINITY);
             // SAFETY: `padded` is a multiple of LANES.
             unsafe {
@@ -227,7 +283,11 @@ impl Task<'_> {
                     hidden += *weight;
                     *weight = 0.0;
                 }
-                let fade = if tile.maxima[i] == f32::NEG_INFINITY { 0.0 } else { (tile.maxima[i] - maximum).exp() };
+                let fade = if tile.maxima[i] == f32::NEG_INFINITY {
+                    0.0
+                } else {
+                    (tile.maxima[i] - maximum).exp()
+                };
                 tile.totals[i] = tile.totals[i] * fade + (S::sum(total) - hidden);
                 tile.maxima[i] = maximum;
                 if fade != 1.0 {
@@ -241,16 +301,29 @@ impl Task<'_> {
 
     /// `sums += weights · v`.
     #[inline(always)]
-    unsafe fn accumulate<S: Simd, const MR: usize>(&self, begin: usize, count: usize, tile: &mut Tile<MR>) {
+    unsafe fn accumulate<S: Simd, const MR: usize>(
+        &self,
+        begin: usize,
+        count: usize,
+        tile: &mut Tile<MR>,
+    ) {
         let nr = NV * S::LANES;
         let rows: [*const f32; MR] = std::array::from_fn(|i| tile.scores[i * KEYS..].as_ptr());
         for (panel, sums) in tile.sums.chunks_exact_mut(MR * nr).enumerate() {
             // SAFETY: a value panel holds `key_tokens` rows of NR; `sums` holds MR rows of NR.
             unsafe {
                 let p = sums.as_mut_ptr();
-                let mut acc: [[S::V; NV]; MR] =
-                    std::array::from_fn(|i| [S::load(p.add(i * nr)), S::load(p.add(i * nr + S::LANES))]);
-                micro::<S, MR>(&rows, self.values.as_ptr().add((panel * self.key_tokens + begin) * nr), count, &mut acc);
+                let mut acc: [[S::V; NV]; MR] = std::array::from_fn(|i| {
+                    [S::load(p.add(i * nr)), S::load(p.add(i * nr + S::LANES))]
+                });
+                micro::<S, MR>(
+                    &rows,
+                    self.values
+                        .as_ptr()
+                        .add((panel * self.key_tokens + begin) * nr),
+                    count,
+                    &mut acc,
+                );
                 for (i, row) in acc.iter().enumerate() {
                     S::store(p.add(i * nr), row[0]);
                     S::store(p.add(i * nr + S::LANES), row[1]);

@@ -6,13 +6,16 @@
 //!
 //! Blocking: a task is (chunk of rows, panel); within it `k` is cut so that a panel's part stays in the L2 cache, and
 //! partial sums wait in `out`. The epilogue runs on the registers of the last part.
-#![allow(unsafe_code, reason = "micro-kernel on raw pointers; bounds are asserted on entry")]
+#![allow(
+    unsafe_code,
+    reason = "micro-kernel on raw pointers; bounds are asserted on entry"
+)]
 
 use rayon::prelude::*;
 
 use super::math::{Activation, activate, gelu};
 use super::simd::Simd;
-use super::{Isa, Kernel, Shared, for_each_task};
+use super::{Isa, Kernel, Shared, count_multiply_adds, for_each_task};
 
 /// Vectors a row of the micro-kernel's tile.
 pub(crate) const NV: usize = 2;
@@ -43,7 +46,13 @@ pub(crate) struct Packed {
 
 impl Packed {
     /// Packs `rows` (`[n, k]`, row major); `index(k)` says where in a row the `k`-th factor lies.
-    pub(crate) fn new(isa: Isa, rows: &[f32], n: usize, columns: Columns, index: impl Fn(usize) -> usize + Sync) -> Self {
+    pub(crate) fn new(
+        isa: Isa,
+        rows: &[f32],
+        n: usize,
+        columns: Columns,
+        index: impl Fn(usize) -> usize + Sync,
+    ) -> Self {
         let k = if n == 0 { 0 } else { rows.len() / n };
         let lanes = isa.lanes();
         let nr = NV * lanes;
@@ -52,24 +61,32 @@ impl Packed {
             Columns::Geglu => (n / 2).div_ceil(lanes),
         };
         let mut data = vec![0f32; panels * k * nr];
-        data.par_chunks_mut((k * nr).max(1)).enumerate().for_each(|(p, panel)| {
-            for lane in 0..nr {
-                let source = match columns {
-                    Columns::Plain => Some(p * nr + lane).filter(|&c| c < n),
-                    Columns::Geglu => {
-                        let c = p * lanes + lane % lanes;
-                        (c < n / 2).then_some(c + if lane < lanes { 0 } else { n / 2 })
-                    }
-                };
-                if let Some(c) = source {
-                    let row = &rows[c * k..][..k];
-                    for i in 0..k {
-                        panel[i * nr + lane] = row[index(i)];
+        data.par_chunks_mut((k * nr).max(1))
+            .enumerate()
+            .for_each(|(p, panel)| {
+                for lane in 0..nr {
+                    let source = match columns {
+                        Columns::Plain => Some(p * nr + lane).filter(|&c| c < n),
+                        Columns::Geglu => {
+                            let c = p * lanes + lane % lanes;
+                            (c < n / 2).then_some(c + if lane < lanes { 0 } else { n / 2 })
+                        }
+                    };
+                    if let Some(c) = source {
+                        let row = &rows[c * k..][..k];
+                        for i in 0..k {
+                            panel[i * nr + lane] = row[index(i)];
+                        }
                     }
                 }
-            }
-        });
-        Self { data, n, k, columns, isa }
+            });
+        Self {
+            data,
+            n,
+            k,
+            columns,
+            isa,
+        }
     }
 
     /// Columns of the product.
@@ -147,19 +164,32 @@ pub(crate) fn gemm(rows: Rows<'_>, w: &Packed, epilogue: Epilogue<'_>, out: &mut
     let m = rows.count(w.k);
     let outputs = w.outputs();
     assert_eq!(out.len(), m * outputs, "gemm: output size");
-    assert!(epilogue.bias.is_none_or(|b| b.len() == w.n), "gemm: bias size");
-    assert!(epilogue.residual.is_none_or(|r| r.len() == out.len()), "gemm: residual size");
     assert!(
-        epilogue.row_bias.is_none_or(|r| epilogue.rows_per_batch > 0 && r.len() == m / epilogue.rows_per_batch * outputs),
+        epilogue.bias.is_none_or(|b| b.len() == w.n),
+        "gemm: bias size"
+    );
+    assert!(
+        epilogue.residual.is_none_or(|r| r.len() == out.len()),
+        "gemm: residual size"
+    );
+    assert!(
+        epilogue.row_bias.is_none_or(
+            |r| epilogue.rows_per_batch > 0 && r.len() == m / epilogue.rows_per_batch * outputs
+        ),
         "gemm: row bias size"
     );
     if let Rows::Picture(x, p) = rows {
-        assert_eq!(x.len(), p.batch * p.height * p.width * p.channels, "gemm: picture size");
+        assert_eq!(
+            x.len(),
+            p.batch * p.height * p.width * p.channels,
+            "gemm: picture size"
+        );
         assert_eq!(w.k, p.kernel * p.kernel * p.channels, "gemm: window size");
     }
     if m == 0 || w.k == 0 {
         return;
     }
+    count_multiply_adds(m * w.k * w.n);
     let nr = NV * w.isa.lanes();
     let panels = w.data.len() / (w.k * nr);
     let wanted = (8 * rayon::current_num_threads()).div_ceil(panels);
@@ -172,7 +202,16 @@ pub(crate) fn gemm(rows: Rows<'_>, w: &Packed, epilogue: Epilogue<'_>, out: &mut
     let out = Shared::new(out);
     for_each_task(chunks * panels, m * w.k * w.n, |task| {
         let (from, panel) = (task / panels * chunk, task % panels);
-        w.isa.run(Task { rows, w, epilogue, zeros: &zeros, out, from, to: (from + chunk).min(m), panel });
+        w.isa.run(Task {
+            rows,
+            w,
+            epilogue,
+            zeros: &zeros,
+            out,
+            from,
+            to: (from + chunk).min(m),
+            panel,
+        });
     });
 }
 
@@ -208,7 +247,11 @@ impl Task<'_> {
     unsafe fn tiles<S: Simd, const MR: usize>(&self) {
         let k = self.w.k;
         // Gated outputs need both halves of the sum at once, so their `k` is not cut.
-        let block = if self.w.columns == Columns::Geglu { k } else { K_BLOCK };
+        let block = if self.w.columns == Columns::Geglu {
+            k
+        } else {
+            K_BLOCK
+        };
         for begin in (0..k).step_by(block) {
             let end = (begin + block).min(k);
             for m in (self.from..self.to).step_by(MR) {
@@ -229,10 +272,18 @@ impl Task<'_> {
             if begin > 0 {
                 self.each_vector::<S, MR>(valid, |i, j, column, width| {
                     let p = self.out.as_ptr().add((m + i) * self.w.n + column);
-                    acc[i][j] = if width == S::LANES { S::load(p) } else { S::load_first(p, width) };
+                    acc[i][j] = if width == S::LANES {
+                        S::load(p)
+                    } else {
+                        S::load_first(p, width)
+                    };
                 });
             }
-            let mut b = self.w.data.as_ptr().add((self.panel * self.w.k + begin) * nr);
+            let mut b = self
+                .w
+                .data
+                .as_ptr()
+                .add((self.panel * self.w.k + begin) * nr);
             match self.rows {
                 Rows::Matrix(a) => {
                     let mut p = [a.as_ptr().add(m * self.w.k + begin); MR];
@@ -242,16 +293,18 @@ impl Task<'_> {
                     micro::<S, MR>(&p, b, end - begin, &mut acc);
                 }
                 Rows::Picture(x, window) => {
-                    let pixels: [Pixel; MR] = std::array::from_fn(|i| window.pixel(m + if i < valid { i } else { 0 }));
+                    let pixels: [Pixel; MR] =
+                        std::array::from_fn(|i| window.pixel(m + if i < valid { i } else { 0 }));
                     let c = window.channels;
                     let mut at = begin;
                     while at < end {
                         let (tap, first) = (at / c, at % c);
                         let count = (c - first).min(end - at);
-                        let p: [*const f32; MR] = std::array::from_fn(|i| match window.source(pixels[i], tap) {
-                            Some(offset) => x.as_ptr().add(offset + first),
-                            None => self.zeros.as_ptr().add(first),
-                        });
+                        let p: [*const f32; MR] =
+                            std::array::from_fn(|i| match window.source(pixels[i], tap) {
+                                Some(offset) => x.as_ptr().add(offset + first),
+                                None => self.zeros.as_ptr().add(first),
+                            });
                         micro::<S, MR>(&p, b, count, &mut acc);
                         b = b.add(count * nr);
                         at += count;
@@ -261,7 +314,11 @@ impl Task<'_> {
             if end < self.w.k {
                 self.each_vector::<S, MR>(valid, |i, j, column, width| {
                     let p = self.out.as_ptr().add((m + i) * self.w.n + column);
-                    if width == S::LANES { S::store(p, acc[i][j]) } else { S::store_first(p, acc[i][j], width) }
+                    if width == S::LANES {
+                        S::store(p, acc[i][j])
+                    } else {
+                        S::store_first(p, acc[i][j], width)
+                    }
                 });
             } else {
                 self.finish::<S, MR>(m, valid, &acc);
@@ -271,7 +328,11 @@ impl Task<'_> {
 
     /// Calls `f(row, vector, column, width)` for the vectors of this panel that hold plain outputs.
     #[inline(always)]
-    unsafe fn each_vector<S: Simd, const MR: usize>(&self, valid: usize, mut f: impl FnMut(usize, usize, usize, usize)) {
+    unsafe fn each_vector<S: Simd, const MR: usize>(
+        &self,
+        valid: usize,
+        mut f: impl FnMut(usize, usize, usize, usize),
+    ) {
         for i in 0..MR {
             if i < valid {
                 for j in 0..NV {
@@ -285,7 +346,12 @@ impl Task<'_> {
     }
 
     #[inline(always)]
-    unsafe fn finish<S: Simd, const MR: usize>(&self, m: usize, valid: usize, acc: &[[S::V; NV]; MR]) {
+    unsafe fn finish<S: Simd, const MR: usize>(
+        &self,
+        m: usize,
+        valid: usize,
+        acc: &[[S::V; NV]; MR],
+    ) {
         // SAFETY: see `run`.
         unsafe {
             match self.w.columns {
@@ -301,7 +367,13 @@ impl Task<'_> {
                         if i < valid {
                             let value = self.biased::<S>(acc[i][0], column, width);
                             let gate = self.biased::<S>(acc[i][1], half + column, width);
-                            self.store::<S>(m + i, column, width, S::mul(value, gelu::<S>(gate)), half);
+                            self.store::<S>(
+                                m + i,
+                                column,
+                                width,
+                                S::mul(value, gelu::<S>(gate)),
+                                half,
+                            );
                         }
                     }
                 }
@@ -322,14 +394,34 @@ impl Task<'_> {
     }
 
     #[inline(always)]
-    unsafe fn store<S: Simd>(&self, row: usize, column: usize, width: usize, v: S::V, outputs: usize) {
+    unsafe fn store<S: Simd>(
+        &self,
+        row: usize,
+        column: usize,
+        width: usize,
+        v: S::V,
+        outputs: usize,
+    ) {
         // SAFETY: `row < m`, `column + width <= outputs`, and the slices have the sizes `gemm` asserted.
         unsafe {
             let full = width == S::LANES;
-            let read = |p: *const f32| if full { S::load(p) } else { S::load_first(p, width) };
+            let read = |p: *const f32| {
+                if full {
+                    S::load(p)
+                } else {
+                    S::load_first(p, width)
+                }
+            };
             let mut v = v;
             if let Some(row_bias) = self.epilogue.row_bias {
-                v = S::add(v, read(row_bias.as_ptr().add(row / self.epilogue.rows_per_batch * outputs + column)));
+                v = S::add(
+                    v,
+                    read(
+                        row_bias
+                            .as_ptr()
+                            .add(row / self.epilogue.rows_per_batch * outputs + column),
+                    ),
+                );
             }
             v = activate::<S>(self.epilogue.activation, v);
             let at = row * outputs + column;
@@ -337,7 +429,11 @@ impl Task<'_> {
                 v = S::add(v, read(residual.as_ptr().add(at)));
             }
             let p = self.out.as_ptr().add(at);
-            if full { S::store(p, v) } else { S::store_first(p, v, width) }
+            if full {
+                S::store(p, v)
+            } else {
+                S::store_first(p, v, width)
+            }
         }
     }
 }
@@ -365,7 +461,10 @@ impl Window {
     /// Offset of the first channel under tap `tap`, or `None` in the padding.
     #[inline(always)]
     fn source(&self, pixel: Pixel, tap: usize) -> Option<usize> {
-        let (height, width) = ((self.height * self.upsample) as isize, (self.width * self.upsample) as isize);
+        let (height, width) = (
+            (self.height * self.upsample) as isize,
+            (self.width * self.upsample) as isize,
+        );
         let mut y = pixel.y + (tap / self.kernel) as isize;
         let mut x = pixel.x + (tap % self.kernel) as isize;
         if self.circular {
@@ -380,7 +479,12 @@ impl Window {
 
 /// `acc[i] += Σ_k a[i][k] b[k]` over `MR` rows and `NV` vectors of columns.
 #[inline(always)]
-pub(crate) unsafe fn micro<S: Simd, const MR: usize>(a: &[*const f32; MR], b: *const f32, k: usize, acc: &mut [[S::V; NV]; MR]) {
+pub(crate) unsafe fn micro<S: Simd, const MR: usize>(
+    a: &[*const f32; MR],
+    b: *const f32,
+    k: usize,
+    acc: &mut [[S::V; NV]; MR],
+) {
     // SAFETY: the caller's rows hold `k` values, `b` holds `k * NV * LANES`.
     unsafe {
         let mut c = *acc;

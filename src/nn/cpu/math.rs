@@ -1,7 +1,10 @@
 //! `exp`, `erf` and the activations built on them, over any [`Simd`].
 //!
 //! Measured against `f64` in the tests below: `exp` 2 ulp relative, `erf` 3e-7 absolute.
-#![allow(unsafe_code, reason = "calls of `Simd` methods; the instruction set is the caller's promise")]
+#![allow(
+    unsafe_code,
+    reason = "calls of `Simd` methods; the instruction set is the caller's promise"
+)]
 
 use super::simd::Simd;
 
@@ -32,7 +35,13 @@ pub(crate) unsafe fn exp<S: Simd>(x: S::V) -> S::V {
         let r = S::fma(n, S::splat(-0.693_359_375), x);
         let r = S::fma(n, S::splat(2.121_944_4e-4), r);
         let mut p = S::splat(1.987_569_15e-4);
-        for c in [1.398_199_95e-3, 8.333_451_9e-3, 4.166_579_6e-2, 1.666_666_55e-1, 5.000_000_1e-1] {
+        for c in [
+            1.398_199_95e-3,
+            8.333_451_9e-3,
+            4.166_579_6e-2,
+            1.666_666_55e-1,
+            5.000_000_1e-1,
+        ] {
             p = S::fma(p, r, S::splat(c));
         }
         let p = S::fma(S::mul(p, r), r, S::add(r, S::splat(1.0)));
@@ -59,7 +68,12 @@ pub(crate) unsafe fn erf<S: Simd>(x: S::V) -> S::V {
             p = S::fma(p, z, S::splat(c));
         }
         let mut q = S::splat(-1.456_607_2e-5);
-        for c in [-2.133_740_5e-4, -1.682_827e-3, -7.373_329e-3, -1.426_473_9e-2] {
+        for c in [
+            -2.133_740_5e-4,
+            -1.682_827e-3,
+            -7.373_329e-3,
+            -1.426_473_9e-2,
+        ] {
             q = S::fma(q, z, S::splat(c));
         }
         S::div(S::mul(x, p), q)
@@ -77,7 +91,11 @@ pub(crate) unsafe fn gelu<S: Simd>(x: S::V) -> S::V {
     // SAFETY: register arithmetic only.
     unsafe {
         let half = S::mul(x, S::splat(0.5));
-        S::fma(half, erf::<S>(S::mul(x, S::splat(std::f32::consts::FRAC_1_SQRT_2))), half)
+        S::fma(
+            half,
+            erf::<S>(S::mul(x, S::splat(std::f32::consts::FRAC_1_SQRT_2))),
+            half,
+        )
     }
 }
 
@@ -108,12 +126,18 @@ mod tests {
         type Out = ();
         #[inline(always)]
         fn run<S: Simd>(self) {
-            let chunks = self.0.chunks_exact(S::LANES).zip(self.1.chunks_exact_mut(S::LANES));
+            let chunks = self
+                .0
+                .chunks_exact(S::LANES)
+                .zip(self.1.chunks_exact_mut(S::LANES));
             for (x, y) in chunks {
                 // SAFETY: both chunks hold LANES values.
                 unsafe {
                     let v = S::load(x.as_ptr());
-                    S::store(y.as_mut_ptr(), if self.2 { erf::<S>(v) } else { exp::<S>(v) });
+                    S::store(
+                        y.as_mut_ptr(),
+                        if self.2 { erf::<S>(v) } else { exp::<S>(v) },
+                    );
                 }
             }
         }
@@ -131,15 +155,25 @@ mod tests {
 
     #[test]
     fn exp_and_erf_hold_their_stated_error_on_every_isa() {
-        let x: Vec<f32> = (0..16_000).map(|i| (i as f32 / 16_000.0 - 0.5) * 8.0).collect();
+        let x: Vec<f32> = (0..16_000)
+            .map(|i| (i as f32 / 16_000.0 - 0.5) * 8.0)
+            .collect();
         let wide: Vec<f32> = x.iter().map(|x| x * 21.0).collect();
         for isa in Isa::available() {
             let mut y = vec![0f32; x.len()];
             isa.run(Map(&wide, &mut y, false));
-            let worst = wide.iter().zip(&y).map(|(x, y)| ((f64::from(*y) / f64::from(*x).exp()) - 1.0).abs()).fold(0.0, f64::max);
+            let worst = wide
+                .iter()
+                .zip(&y)
+                .map(|(x, y)| ((f64::from(*y) / f64::from(*x).exp()) - 1.0).abs())
+                .fold(0.0, f64::max);
             assert!(worst < 3e-7, "{isa:?}: exp off by {worst:e}");
             isa.run(Map(&x, &mut y, true));
-            let worst = x.iter().zip(&y).map(|(x, y)| (f64::from(*y) - erf64(f64::from(*x))).abs()).fold(0.0, f64::max);
+            let worst = x
+                .iter()
+                .zip(&y)
+                .map(|(x, y)| (f64::from(*y) - erf64(f64::from(*x))).abs())
+                .fold(0.0, f64::max);
             assert!(worst < 4e-7, "{isa:?}: erf off by {worst:e}");
         }
     }

@@ -11,6 +11,7 @@ pub(crate) mod simd;
 
 use std::str::FromStr;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
 use simd::{Portable, Simd};
@@ -42,7 +43,10 @@ impl Isa {
     /// The sets this processor has, slowest first.
     #[must_use]
     pub fn available() -> Vec<Self> {
-        #[allow(unused_mut, reason = "stays as it is on processors without special kernels")]
+        #[allow(
+            unused_mut,
+            reason = "stays as it is on processors without special kernels"
+        )]
         let mut sets = vec![Self::Portable];
         #[cfg(target_arch = "x86_64")]
         {
@@ -71,10 +75,15 @@ impl Isa {
     pub fn choose(self) -> Result<(), String> {
         let sets = Self::available();
         if !sets.contains(&self) {
-            return Err(format!("this processor has no `{self:?}` instructions; it has: {sets:?}"));
+            return Err(format!(
+                "this processor has no `{self:?}` instructions; it has: {sets:?}"
+            ));
         }
         match CHOSEN.set(self) {
-            Err(_) if Self::chosen() != self => Err(format!("the instruction set is already `{:?}`", Self::chosen())),
+            Err(_) if Self::chosen() != self => Err(format!(
+                "the instruction set is already `{:?}`",
+                Self::chosen()
+            )),
             _ => Ok(()),
         }
     }
@@ -116,7 +125,9 @@ impl FromStr for Isa {
             "avx2" => Ok(Self::Avx2),
             "avx512" => Ok(Self::Avx512),
             "neon" => Ok(Self::Neon),
-            _ => Err(format!("unknown instruction set: `{s}`; one of portable, avx2, avx512, neon")),
+            _ => Err(format!(
+                "unknown instruction set: `{s}`; one of portable, avx2, avx512, neon"
+            )),
         }
     }
 }
@@ -133,6 +144,18 @@ unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Out {
 #[target_feature(enable = "avx2,fma")]
 unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Out {
     kernel.run::<simd::Avx2>()
+}
+
+static OPERATIONS: AtomicU64 = AtomicU64::new(0);
+
+/// Floating-point operations (a multiply-add counts two) of all products since the process began.
+#[must_use]
+pub fn operations() -> u64 {
+    OPERATIONS.load(Ordering::Relaxed)
+}
+
+fn count_multiply_adds(n: usize) {
+    OPERATIONS.fetch_add(2 * n as u64, Ordering::Relaxed);
 }
 
 /// Work below this many multiply-adds (or a like effort) runs on the calling thread: waking another costs more.

@@ -2,7 +2,10 @@
 //!
 //! Sums are taken per channel relative to the channel's first pixel, in `f32` over short runs and `f64` across them,
 //! so a large mean does not eat the variance.
-#![allow(unsafe_code, reason = "calls of `Simd` methods on slices whose sizes are asserted")]
+#![allow(
+    unsafe_code,
+    reason = "calls of `Simd` methods on slices whose sizes are asserted"
+)]
 
 use super::math::silu;
 use super::simd::Simd;
@@ -25,11 +28,21 @@ pub(crate) struct Groups {
 }
 
 /// `out = (x - mean) / sqrt(var + eps) * weight + bias`, per group of neighbouring channels, then SiLU if asked.
-pub(crate) fn group_norm(isa: Isa, x: &[f32], weight: &[f32], bias: &[f32], g: Groups, out: &mut [f32]) {
+pub(crate) fn group_norm(
+    isa: Isa,
+    x: &[f32],
+    weight: &[f32],
+    bias: &[f32],
+    g: Groups,
+    out: &mut [f32],
+) {
     let (c, per_image) = (g.channels, g.pixels * g.channels);
     assert_eq!(x.len(), g.batch * per_image, "group norm: input size");
     assert_eq!(out.len(), x.len(), "group norm: output size");
-    assert!(weight.len() == c && bias.len() == c && c.is_multiple_of(g.groups), "group norm: channels");
+    assert!(
+        weight.len() == c && bias.len() == c && c.is_multiple_of(g.groups),
+        "group norm: channels"
+    );
     let tasks = g.pixels.div_ceil(PIXELS_PER_TASK);
     let rows = |t: usize| {
         let from = t * PIXELS_PER_TASK;
@@ -42,13 +55,23 @@ pub(crate) fn group_norm(isa: Isa, x: &[f32], weight: &[f32], bias: &[f32], g: G
         let image = &x[t / tasks * per_image..][..per_image];
         // SAFETY: one part per task.
         let sums = unsafe { shared.part(t * 2 * c, 2 * c) };
-        isa.run(Sums { x: &image[rows(t % tasks)], origin: &image[..c], sums });
+        isa.run(Sums {
+            x: &image[rows(t % tasks)],
+            origin: &image[..c],
+            sums,
+        });
     });
 
     let mut affine = vec![0f32; g.batch * 2 * c];
     for image in 0..g.batch {
         let sums = &sums[image * tasks * 2 * c..][..tasks * 2 * c];
-        affine_of_image(sums, &x[image * per_image..][..c], weight, g, &mut affine[image * 2 * c..][..2 * c]);
+        affine_of_image(
+            sums,
+            &x[image * per_image..][..c],
+            weight,
+            g,
+            &mut affine[image * 2 * c..][..2 * c],
+        );
     }
 
     let shared = Shared::new(out);
@@ -58,7 +81,14 @@ pub(crate) fn group_norm(isa: Isa, x: &[f32], weight: &[f32], bias: &[f32], g: G
         // SAFETY: one part per task.
         let out = unsafe { shared.part(image * per_image + range.start, range.len()) };
         let (mean, scale) = affine[image * 2 * c..][..2 * c].split_at(c);
-        isa.run(Apply { x: &x[image * per_image..][range], mean, scale, bias, silu: g.silu, out });
+        isa.run(Apply {
+            x: &x[image * per_image..][range],
+            mean,
+            scale,
+            bias,
+            silu: g.silu,
+            out,
+        });
     });
 }
 
@@ -79,7 +109,9 @@ fn affine_of_image(sums: &[f64], origin: &[f32], weight: &[f32], g: Groups, affi
         let mean = channels.clone().map(channel_mean).sum::<f64>() / per_group as f64;
         let variance = channels
             .clone()
-            .map(|i| (total[c + i] - total[i] * total[i] / n) / n + (channel_mean(i) - mean).powi(2))
+            .map(|i| {
+                (total[c + i] - total[i] * total[i] / n) / n + (channel_mean(i) - mean).powi(2)
+            })
             .sum::<f64>()
             / per_group as f64;
         let inverse = 1.0 / (variance + f64::from(g.eps)).sqrt();
@@ -159,14 +191,26 @@ impl Kernel for Apply<'_> {
                 // SAFETY: `at + width <= c`, the length of all five.
                 unsafe {
                     let read = |p: &[f32]| {
-                        if width == S::LANES { S::load(p.as_ptr().add(at)) } else { S::load_first(p.as_ptr().add(at), width) }
+                        if width == S::LANES {
+                            S::load(p.as_ptr().add(at))
+                        } else {
+                            S::load_first(p.as_ptr().add(at), width)
+                        }
                     };
-                    let mut y = S::fma(S::sub(read(x), read(self.mean)), read(self.scale), read(self.bias));
+                    let mut y = S::fma(
+                        S::sub(read(x), read(self.mean)),
+                        read(self.scale),
+                        read(self.bias),
+                    );
                     if self.silu {
                         y = silu::<S>(y);
                     }
                     let p = out.as_mut_ptr().add(at);
-                    if width == S::LANES { S::store(p, y) } else { S::store_first(p, y, width) }
+                    if width == S::LANES {
+                        S::store(p, y)
+                    } else {
+                        S::store_first(p, y, width)
+                    }
                 }
                 at += S::LANES;
             }
@@ -175,9 +219,19 @@ impl Kernel for Apply<'_> {
 }
 
 /// Layer norm over the last axis of `[rows, weight.len()]`.
-pub(crate) fn layer_norm(isa: Isa, x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) {
+pub(crate) fn layer_norm(
+    isa: Isa,
+    x: &[f32],
+    weight: &[f32],
+    bias: &[f32],
+    eps: f32,
+    out: &mut [f32],
+) {
     let c = weight.len();
-    assert!(bias.len() == c && x.len() == out.len() && x.len().is_multiple_of(c), "layer norm: sizes");
+    assert!(
+        bias.len() == c && x.len() == out.len() && x.len().is_multiple_of(c),
+        "layer norm: sizes"
+    );
     let rows = x.len() / c;
     let per_task = rows.div_ceil(4 * rayon::current_num_threads()).max(1);
     let shared = Shared::new(out);
@@ -186,7 +240,13 @@ pub(crate) fn layer_norm(isa: Isa, x: &[f32], weight: &[f32], bias: &[f32], eps:
         let len = (per_task * c).min(x.len() - from);
         // SAFETY: one part per task.
         let out = unsafe { shared.part(from, len) };
-        isa.run(Layer { x: &x[from..from + len], weight, bias, eps, out });
+        isa.run(Layer {
+            x: &x[from..from + len],
+            weight,
+            bias,
+            eps,
+            out,
+        });
     });
 }
 
@@ -224,12 +284,20 @@ impl Kernel for Layer<'_> {
                 // SAFETY: `at + width <= c`, the length of all four.
                 unsafe {
                     let read = |p: &[f32]| {
-                        if width == S::LANES { S::load(p.as_ptr().add(at)) } else { S::load_first(p.as_ptr().add(at), width) }
+                        if width == S::LANES {
+                            S::load(p.as_ptr().add(at))
+                        } else {
+                            S::load_first(p.as_ptr().add(at), width)
+                        }
                     };
                     let normal = S::mul(S::sub(read(x), S::splat(mean)), S::splat(inverse));
                     let y = S::fma(normal, read(self.weight), read(self.bias));
                     let p = out.as_mut_ptr().add(at);
-                    if width == S::LANES { S::store(p, y) } else { S::store_first(p, y, width) }
+                    if width == S::LANES {
+                        S::store(p, y)
+                    } else {
+                        S::store_first(p, y, width)
+                    }
                 }
                 at += S::LANES;
             }
@@ -248,7 +316,10 @@ fn fold<S: Simd>(x: &[f32], f: impl Fn(S::V) -> S::V) -> f32 {
             sum = S::add(sum, f(S::load(x.as_ptr().add(at))));
         }
         if whole < x.len() {
-            sum = S::add(sum, f(S::load_first(x.as_ptr().add(whole), x.len() - whole)));
+            sum = S::add(
+                sum,
+                f(S::load_first(x.as_ptr().add(whole), x.len() - whole)),
+            );
         }
         S::sum(sum)
     }

@@ -3,7 +3,10 @@
 //! Invariant: a method of [`Simd`] for a set other than [`Portable`] is called only below [`super::Isa::run`], whose
 //! `target_feature` wrapper is entered after the processor was asked. Every method is `inline(always)` so that it
 //! ends up inside that wrapper.
-#![allow(unsafe_code, reason = "std::arch intrinsics and raw loads; the caller guarantees the instruction set and the bounds")]
+#![allow(
+    unsafe_code,
+    reason = "std::arch intrinsics and raw loads; the caller guarantees the instruction set and the bounds"
+)]
 
 /// A vector of `f32` lanes.
 ///
@@ -118,7 +121,9 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn scale_by_power(x: Self::V, n: Self::V) -> Self::V {
-        zip(x, n, |x, n| x * f32::from_bits(((n as i32 + 127) << 23) as u32))
+        zip(x, n, |x, n| {
+            x * f32::from_bits(((n as i32 + 127) << 23) as u32)
+        })
     }
     #[inline(always)]
     unsafe fn round(x: Self::V) -> Self::V {

@@ -3,13 +3,24 @@
 //! Notation as in the papers: `sigma` and `next` are the ends of a step, `d = (x - denoised) / sigma` its derivative, `t = -ln
 //! sigma`. Shared algebra has names here. A step begins (for progress) with the latents that its first network call sees.
 
+mod consistency;
+mod ddim;
+mod dpm2;
+mod dpm_solver;
 mod dpmpp;
 mod dpmpp_sde;
 mod euler;
 mod heun;
+mod multistep;
+mod restart;
+mod unipc;
 
-use super::plan::{Levels, Plan};
-use super::{Denoiser, Latents, Sampler, SamplerOptions, StepNoise, lincomb};
+use super::plan::{Plan, Start};
+use super::{Denoiser, Flag, Latents, Sampler, SamplerOptions, StepNoise, lincomb};
+pub(super) use consistency::consistency_scalings;
+use ddim::Renoise;
+use dpm_solver::Limits;
+use dpmpp_sde::Correction;
 
 /// What every solver works with.
 struct Run<'a, D> {
@@ -35,7 +46,7 @@ pub fn sample<D: Denoiser>(
     on_step: &mut dyn FnMut(usize, &Latents),
 ) -> Result<Latents, D::Error> {
     let options = &plan.options;
-    let s_noise = if plan.sampler.has(super::Flag::Noise) {
+    let s_noise = if plan.sampler.has(Flag::Noise) {
         options.s_noise
     } else {
         1.0
@@ -48,15 +59,66 @@ pub fn sample<D: Denoiser>(
         eta: plan.sampler.eta(options),
         s_noise,
     };
-    match &plan.levels {
-        Levels::Sigmas(sigmas) => match plan.sampler {
-            Sampler::Euler => euler::euler(run, x, sigmas),
-            Sampler::EulerA => euler::euler_ancestral(run, x, sigmas),
-            Sampler::Heun => heun::heun(run, x, sigmas),
-            Sampler::Dpmpp2M => dpmpp::dpmpp_2m(run, x, sigmas),
-            Sampler::DpmppSde => dpmpp_sde::dpmpp_sde(run, x, sigmas),
+    let (sigmas, timesteps, table) = (plan.sigmas(), plan.timesteps(), plan.table());
+    match plan.sampler {
+        Sampler::Euler => euler::euler(run, x, sigmas),
+        Sampler::EulerA => euler::euler_ancestral(run, x, sigmas),
+        Sampler::Heun => heun::heun(run, x, sigmas),
+        Sampler::HeunPp2 => heun::heunpp2(run, x, sigmas),
+        Sampler::Dpm2 => dpm2::dpm_2(run, x, sigmas),
+        Sampler::Dpm2A => dpm2::dpm_2_ancestral(run, x, sigmas),
+        Sampler::Lms | Sampler::IpndmV => multistep::lms(run, x, sigmas),
+        Sampler::Ipndm => multistep::ipndm(run, x, sigmas),
+        Sampler::Deis => multistep::deis(run, x, sigmas),
+        Sampler::Dpmpp2M => dpmpp::dpmpp_2m(run, x, sigmas),
+        Sampler::Dpmpp2SA => dpmpp::dpmpp_2s_ancestral(run, x, sigmas),
+        Sampler::DpmppSde => dpmpp_sde::dpmpp_sde(run, x, sigmas),
+        Sampler::Dpmpp2MSde => dpmpp_sde::dpmpp_2m_sde(run, x, sigmas, Correction::Midpoint),
+        Sampler::Dpmpp2MSdeHeun => dpmpp_sde::dpmpp_2m_sde(run, x, sigmas, Correction::Heun),
+        Sampler::Dpmpp3MSde => dpmpp_sde::dpmpp_3m_sde(run, x, sigmas),
+        Sampler::DpmFast => dpm_solver::dpm_fast(run, x, limits(plan), evaluations(plan)),
+        Sampler::DpmAdaptive => dpm_solver::dpm_adaptive(run, x, limits(plan)),
+        Sampler::Restart => restart::restart(run, x, sigmas),
+        Sampler::Lcm => consistency::lcm(run, x, sigmas),
+        Sampler::Tcd => consistency::tcd(run, x, sigmas, table),
+        Sampler::Ddim => ddim::ddim(run, x, timesteps, table, Renoise::Guided),
+        Sampler::DdimCfgPp => ddim::ddim(run, x, timesteps, table, Renoise::Uncond),
+        Sampler::Plms => ddim::plms(run, x, timesteps, table),
+        Sampler::UniPc => unipc::unipc(run, x, timesteps.len(), unipc_start(plan), table),
+    }
+}
+
+/// DPM-Solver runs over the model's whole range, or over that of a partial schedule.
+fn limits(plan: &Plan) -> Limits {
+    match (plan.start, plan.sigmas()) {
+        (Start::Image { .. }, [sigma_max, .., sigma_min, _]) => Limits {
+            sigma_max: *sigma_max,
+            sigma_min: *sigma_min,
         },
-        Levels::Timesteps(_) => Ok(x),
+        (Start::Image { .. }, [sigma, ..]) => Limits {
+            sigma_max: *sigma,
+            sigma_min: *sigma,
+        },
+        _ => Limits {
+            sigma_max: plan.table().sigma_max(),
+            sigma_min: plan.table().sigma_min(),
+        },
+    }
+}
+
+/// Network calls of DPM-Solver-Fast: the steps asked for, or the intervals of a partial schedule.
+fn evaluations(plan: &Plan) -> usize {
+    match plan.start {
+        Start::Noise => plan.steps,
+        Start::Image { .. } => plan.sigmas().len().saturating_sub(1),
+    }
+}
+
+/// Continuous time at which `UniPC` starts; for a picture slightly off its noise level, as in A1111.
+fn unipc_start(plan: &Plan) -> f64 {
+    match (plan.start, plan.timesteps()) {
+        (Start::Image { .. }, [.., last]) => (*last as f64 + 1.0) / 1000.0,
+        _ => 1.0,
     }
 }
 
@@ -105,6 +167,12 @@ fn ancestral_step(from: f32, to: f32, eta: f32) -> (f32, f32) {
     }
     let up = to.min(eta * (to * to * (from * from - to * to) / (from * from)).sqrt());
     ((to * to - up * up).sqrt(), up)
+}
+
+/// The middle of a step in the logarithm, in single precision throughout: Brownian trees are asked at exactly this sigma.
+fn log_middle(sigma: f32, next: f32) -> f32 {
+    let (t, t_next) = (-sigma.ln(), -next.ln());
+    (-(t + (t_next - t) * 0.5)).exp()
 }
 
 /// An exact step of `x' = (x - denoised) / sigma` with `denoised` held, in the form of DPM-Solver++.

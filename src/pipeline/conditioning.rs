@@ -1,0 +1,342 @@
+//! Prompts to what the UNet is told: text context, pooled vector and sizes, one for each stretch of the denoising loop.
+//!
+//! Order of operations and padding as A1111 has them (pipeline specification, chapter 2). Encoded texts are plain `f32` on the
+//! host: they are small, and weighting them needs sums over whole chunks.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Tensor};
+
+use super::Error;
+use crate::models::TextTower;
+use crate::models::clip::TowerOutput;
+use crate::nn::{Placement, sinusoidal_embedding};
+use crate::prompt::{
+    CHUNK_LENGTH, Chunk, ChunkOptions, EditRule, Emphasis, ScheduleSteps, Tokenizer, Tower,
+    build_chunks, equalize_chunks, schedule, split_and,
+};
+use crate::weights::{self, Source};
+
+/// Width of the embedding of one size value.
+const SIZE_EMBEDDING: usize = 256;
+/// Encoded prompts kept for the next job.
+const CACHED_PROMPTS: usize = 8;
+
+/// Both text encoders with their tokenizer.
+#[derive(Debug)]
+pub struct TextEncoder {
+    tokenizer: Arc<Tokenizer>,
+    clip_l: TextTower,
+    big_g: TextTower,
+    cache: Vec<(CacheKey, Arc<EditedPrompt>)>,
+}
+
+/// What an encoded prompt depends on.
+#[derive(Debug, Clone, PartialEq)]
+struct CacheKey {
+    text: String,
+    calls: usize,
+    emphasis: Emphasis,
+}
+
+/// One text as the UNet sees it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EncodedText {
+    /// `[tokens, context width]`, row major.
+    pub context: Vec<f32>,
+    /// Number of tokens: 77 per chunk.
+    pub tokens: usize,
+    /// bigG's pooled state of the first chunk.
+    pub pooled: Vec<f32>,
+}
+
+/// A prompt with editing: `texts[i].1` holds up to denoiser call `texts[i].0`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EditedPrompt {
+    texts: Vec<(usize, Arc<EncodedText>)>,
+}
+
+impl EditedPrompt {
+    /// The text of denoiser call `call` (from 0), as A1111 counts: the first stretch whose end is not before it.
+    #[must_use]
+    pub fn at(&self, call: usize) -> &Arc<EncodedText> {
+        let stretch = self
+            .texts
+            .iter()
+            .find(|(end, _)| call <= *end)
+            .or(self.texts.last());
+        &stretch.expect("a schedule has a last stretch").1
+    }
+}
+
+/// Everything the denoising loop of a job is told.
+#[derive(Debug, Clone)]
+pub struct Prompts {
+    /// The pieces joined by `AND`, with their weights.
+    pub positive: Vec<(f32, Arc<EditedPrompt>)>,
+    /// The negative prompt.
+    pub negative: Arc<EditedPrompt>,
+}
+
+impl TextEncoder {
+    /// Loads both towers of a checkpoint.
+    ///
+    /// # Errors
+    /// When a tensor is missing or does not fit.
+    pub fn load(
+        source: &dyn Source,
+        tokenizer: Arc<Tokenizer>,
+        place: &Placement,
+    ) -> Result<Self, weights::Error> {
+        let (clip_l, big_g) = (
+            TextTower::clip_l(source, place)?,
+            TextTower::big_g(source, place)?,
+        );
+        Ok(Self {
+            tokenizer,
+            clip_l,
+            big_g,
+            cache: Vec::new(),
+        })
+    }
+
+    /// Encodes both prompts of a job whose denoiser will be called `calls` times.
+    ///
+    /// # Errors
+    /// When an encoder fails or produces NaN.
+    pub fn prompts(
+        &mut self,
+        positive: &str,
+        negative: &str,
+        calls: usize,
+        emphasis: Emphasis,
+    ) -> Result<Prompts, Error> {
+        let mut pieces = Vec::new();
+        for piece in split_and(positive) {
+            pieces.push((piece.weight, self.edited(&piece.text, calls, emphasis)?));
+        }
+        let negative = if negative.is_empty() {
+            self.zeros(calls)?
+        } else {
+            self.edited(negative, calls, emphasis)?
+        };
+        Ok(Prompts {
+            positive: pieces,
+            negative,
+        })
+    }
+
+    /// The empty negative prompt: A1111 zeroes text and pooled vector on SDXL instead of encoding it.
+    fn zeros(&mut self, calls: usize) -> Result<Arc<EditedPrompt>, Error> {
+        let pooled = self
+            .edited("", calls, Emphasis::Original)?
+            .at(0)
+            .pooled
+            .len();
+        let width = self.clip_l.width() + self.big_g.width();
+        let text = EncodedText {
+            context: vec![0.0; CHUNK_LENGTH * width],
+            tokens: CHUNK_LENGTH,
+            pooled: vec![0.0; pooled],
+        };
+        Ok(Arc::new(EditedPrompt {
+            texts: vec![(calls, Arc::new(text))],
+        }))
+    }
+
+    fn edited(
+        &mut self,
+        text: &str,
+        calls: usize,
+        emphasis: Emphasis,
+    ) -> Result<Arc<EditedPrompt>, Error> {
+        let key = CacheKey {
+            text: text.to_string(),
+            calls,
+            emphasis,
+        };
+        if let Some((_, hit)) = self.cache.iter().find(|(k, _)| *k == key) {
+            return Ok(hit.clone());
+        }
+        let stretches = schedule(
+            text,
+            ScheduleSteps {
+                base: calls,
+                hires: None,
+            },
+            EditRule::Current,
+        );
+        let (ends, texts): (Vec<usize>, Vec<String>) = stretches.into_iter().unzip();
+        let encoded = self.encode(&texts, emphasis)?;
+        let edited = Arc::new(EditedPrompt {
+            texts: ends
+                .into_iter()
+                .zip(encoded.into_iter().map(Arc::new))
+                .collect(),
+        });
+        if self.cache.len() == CACHED_PROMPTS {
+            self.cache.remove(0);
+        }
+        self.cache.push((key, edited.clone()));
+        Ok(edited)
+    }
+
+    /// Encodes the texts of one schedule together: their chunk counts are made equal, and the mean that emphasis restores is
+    /// taken over all of them.
+    ///
+    /// # Errors
+    /// When an encoder fails or produces NaN.
+    pub fn encode(&self, texts: &[String], emphasis: Emphasis) -> Result<Vec<EncodedText>, Error> {
+        let chunks_of = |text: &String, tower| {
+            build_chunks(
+                &emphasis.fragments(text),
+                &self.tokenizer,
+                &ChunkOptions::new(tower),
+            )
+        };
+        let mut all: Vec<(Tower, Vec<Chunk>)> = [Tower::ClipL, Tower::OpenClipG]
+            .into_iter()
+            .flat_map(|tower| texts.iter().map(move |text| (tower, text)))
+            .map(|(tower, text)| (tower, chunks_of(text, tower)))
+            .collect();
+        equalize_chunks(&mut all);
+        let count = all[0].1.len();
+        let (l, g) = all.split_at(texts.len());
+        let (width_l, width_g) = (self.clip_l.width(), self.big_g.width());
+        let width = width_l + width_g;
+        let mut out = vec![
+            EncodedText {
+                context: Vec::new(),
+                tokens: count * CHUNK_LENGTH,
+                pooled: Vec::new()
+            };
+            texts.len()
+        ];
+        for index in 0..count {
+            let (hidden_l, _) = weighted(&self.clip_l, l, index, emphasis)?;
+            let (hidden_g, pooled) = weighted(&self.big_g, g, index, emphasis)?;
+            for (i, text) in out.iter_mut().enumerate() {
+                let rows_l = hidden_l[i * CHUNK_LENGTH * width_l..].chunks_exact(width_l);
+                let rows_g = hidden_g[i * CHUNK_LENGTH * width_g..].chunks_exact(width_g);
+                text.context.reserve(CHUNK_LENGTH * width);
+                for (l, g) in rows_l.zip(rows_g).take(CHUNK_LENGTH) {
+                    text.context.extend_from_slice(l);
+                    text.context.extend_from_slice(g);
+                }
+                if index == 0 {
+                    let n = pooled.len() / texts.len();
+                    text.pooled = pooled[i * n..][..n].to_vec();
+                }
+            }
+        }
+        Ok(out)
+    }
+}
+
+/// Chunk `index` of every text through one tower, weighted; and the pooled states, which never are.
+fn weighted(
+    tower: &TextTower,
+    texts: &[(Tower, Vec<Chunk>)],
+    index: usize,
+    emphasis: Emphasis,
+) -> Result<(Vec<f32>, Vec<f32>), Error> {
+    let tokens: Vec<[u32; CHUNK_LENGTH]> = texts
+        .iter()
+        .map(|(_, chunks)| chunks[index].tokens)
+        .collect();
+    let multipliers: Vec<f32> = texts
+        .iter()
+        .flat_map(|(_, chunks)| chunks[index].weights)
+        .collect();
+    let TowerOutput { hidden, pooled } = tower.encode(&tokens, &[])?;
+    let mut z = to_host(&hidden)?;
+    if z.iter().any(|v| !v.is_finite()) {
+        return Err(Error::NotANumber {
+            stage: "text encoder",
+        });
+    }
+    emphasis
+        .apply(&mut z, &multipliers)
+        .map_err(|e| Error::Invalid(e.to_string()))?;
+    let pooled = pooled.map(|p| to_host(&p)).transpose()?.unwrap_or_default();
+    Ok((z, pooled))
+}
+
+fn to_host(t: &Tensor) -> candle_core::Result<Vec<f32>> {
+    t.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
+}
+
+/// The sizes SDXL is told (Podell et al. 2023, section 2.2), each as height before width, in pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sizes {
+    /// Size of the training picture this one should look like.
+    pub original: (usize, usize),
+    /// Top and left of the crop.
+    pub crop: (usize, usize),
+    /// Size of the picture.
+    pub target: (usize, usize),
+}
+
+impl Sizes {
+    /// Original and target size are the picture's, nothing is cropped.
+    #[must_use]
+    pub fn of_picture(width: usize, height: usize) -> Self {
+        Self {
+            original: (height, width),
+            crop: (0, 0),
+            target: (height, width),
+        }
+    }
+
+    /// The UNet's vector: pooled text, then the embedding of each value.
+    #[must_use]
+    pub fn vector(self, pooled: &[f32]) -> Vec<f32> {
+        let values = [
+            self.original.0,
+            self.original.1,
+            self.crop.0,
+            self.crop.1,
+            self.target.0,
+            self.target.1,
+        ];
+        // A1111 holds the sizes in half precision: exact up to 2048, even numbers beyond.
+        let values = values.map(|v| half::f16::from_f32(v as f32).to_f32());
+        let mut vector = pooled.to_vec();
+        vector.extend(sinusoidal_embedding(&values, SIZE_EMBEDDING));
+        vector
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(value: f32) -> Arc<EncodedText> {
+        Arc::new(EncodedText {
+            context: vec![value],
+            tokens: 1,
+            pooled: vec![],
+        })
+    }
+
+    #[test]
+    fn the_first_stretch_serves_one_call_more_than_its_length() {
+        let prompt = EditedPrompt {
+            texts: vec![(2, text(1.0)), (5, text(2.0))],
+        };
+        let seen: Vec<f32> = (0..7).map(|call| prompt.at(call).context[0]).collect();
+        assert_eq!(seen, [1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0]);
+    }
+
+    #[test]
+    fn height_comes_before_width_and_large_sizes_are_half_precision() {
+        let vector = Sizes::of_picture(832, 2049).vector(&[7.0]);
+        assert_eq!(vector.len(), 1 + 6 * SIZE_EMBEDDING);
+        assert_eq!(
+            (vector[0], vector[1]),
+            (7.0, 2048f32.cos()),
+            "2049 rounds to 2048"
+        );
+        assert_eq!(vector[1 + SIZE_EMBEDDING], 832f32.cos());
+    }
+}

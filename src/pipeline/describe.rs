@@ -1,0 +1,107 @@
+//! The infotext of a picture, key by key in A1111's order (`create_infotext`).
+
+use super::request::{CheckpointIdentity, GenerateRequest, VaeIdentity};
+use crate::imaging::infotext::{Params, build};
+use crate::prompt::Emphasis;
+use crate::rng::NoiseSource;
+use crate::sampling::{InfotextParams, Plan, Scheduler};
+
+/// What the pictures of a job share.
+pub(super) struct Description<'a> {
+    pub(super) request: &'a GenerateRequest,
+    pub(super) prompt: &'a str,
+    pub(super) negative_prompt: &'a str,
+    pub(super) checkpoint: &'a CheckpointIdentity,
+    pub(super) vae: Option<&'a VaeIdentity>,
+    pub(super) plan: &'a Plan,
+}
+
+impl Description<'_> {
+    /// Keys beyond the fixed ones, in the order they were added (`extra_generation_params`).
+    pub(super) fn extra_params(&self, denoiser: &InfotextParams) -> Params {
+        let mut extra = Params::new();
+        if self.plan.schedule_type != Scheduler::Automatic.label() && !self.plan.sigmas().is_empty()
+        {
+            extra.insert("Schedule type", self.plan.schedule_type);
+        }
+        let emphasised = [self.prompt, self.negative_prompt]
+            .iter()
+            .any(|text| text.contains(['(', '[']));
+        if self.request.emphasis != Emphasis::Original && emphasised {
+            extra.insert("Emphasis", self.request.emphasis.label());
+        }
+        for (key, value) in self.plan.infotext.iter().chain(denoiser) {
+            extra.insert(key.clone(), value.clone());
+        }
+        extra
+    }
+
+    /// The whole text of one picture.
+    pub(super) fn infotext(&self, seed: u64, subseed: u64, extra: &Params) -> String {
+        build(
+            self.prompt,
+            self.negative_prompt,
+            &self.params(seed, subseed, extra),
+        )
+    }
+
+    fn params(&self, seed: u64, subseed: u64, extra: &Params) -> Params {
+        let r = self.request;
+        let mut p = Params::new();
+        p.insert("Steps", r.steps);
+        p.insert("Sampler", r.sampler.label());
+        p.insert("Schedule type", self.plan.schedule_type);
+        if r.infotext.cfg_scale_as_int && r.cfg_scale.fract() == 0.0 {
+            p.insert("CFG scale", r.cfg_scale as i64);
+        } else {
+            p.insert("CFG scale", r.cfg_scale);
+        }
+        p.insert("Seed", seed);
+        p.insert("Size", format!("{}x{}", r.width, r.height));
+        let hash = &self.checkpoint.shorthash;
+        p.insert_some(
+            "Model hash",
+            (r.infotext.model_hash && !hash.is_empty()).then(|| hash.clone()),
+        );
+        p.insert_some(
+            "Model",
+            r.infotext.model_name.then(|| self.checkpoint.name.clone()),
+        );
+        if let Some(vae) = self.vae {
+            p.insert_some(
+                "VAE hash",
+                (!vae.shorthash.is_empty()).then(|| vae.shorthash.clone()),
+            );
+            p.insert_some(
+                "VAE",
+                vae.path
+                    .file_name()
+                    .map(|name| name.to_string_lossy().into_owned()),
+            );
+        }
+        if r.subseed_strength != 0.0 {
+            p.insert("Variation seed", subseed);
+            p.insert("Variation seed strength", r.subseed_strength);
+        }
+        p.insert_some(
+            "Seed resize from",
+            r.seed_resize_from.map(|(w, h)| format!("{w}x{h}")),
+        );
+        p.insert_some("Clip skip", (r.clip_skip > 1).then_some(r.clip_skip));
+        let delta = r.sampler_options.eta_noise_seed_delta;
+        p.insert_some(
+            "ENSD",
+            r.sampler.writes_ensd(&r.sampler_options).then_some(delta),
+        );
+        p.insert_some(
+            "RNG",
+            (r.noise_source != NoiseSource::Gpu).then(|| r.noise_source.to_string()),
+        );
+        p.insert_some("Tiling", r.tiling.then_some(true));
+        for (key, value) in extra.iter() {
+            p.insert(key, value.clone());
+        }
+        p.insert_some("Version", r.infotext.version.clone());
+        p
+    }
+}

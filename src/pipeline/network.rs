@@ -1,0 +1,252 @@
+//! The UNet as the sampling layer's [`Network`]: one batch for all prompts and pictures, layouts changed at the edge.
+//!
+//! Latents outside are `[batch, 4, h, w]` on the host; the UNet's are `[rows, h, w, channels]` on its device. Rows are the
+//! prompt's pieces, picture by picture, then the negative prompt for each picture. Prompts of different length run apart,
+//! since padding would change the attention.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Tensor};
+
+use super::conditioning::{EncodedText, Prompts, Sizes};
+use super::{Control, Error, Observer};
+use crate::models::{Conditioning, Unet};
+use crate::nn::Placement;
+use crate::sampling::{Latents, Network, Prediction, Uncond};
+
+/// Conditionings kept for the next calls: alternating prompts need two, long ones would need too much memory.
+const KEPT: usize = 4;
+
+/// The UNet with the prompts of one run.
+pub(super) struct GuidedUnet<'a> {
+    unet: &'a Unet,
+    place: &'a Placement,
+    prompts: &'a Prompts,
+    sizes: Sizes,
+    observer: &'a dyn Observer,
+    /// Channels behind the latents of every picture, `[1, h, w, extra]`: inpainting checkpoints.
+    extra: Option<Tensor>,
+    kept: Vec<(Vec<*const EncodedText>, Conditioning)>,
+    /// Why the run was stopped, if it was.
+    pub(super) stopped: Option<Control>,
+}
+
+/// A row of the batch: which prompt it has.
+type Row = (Arc<EncodedText>, RowOf);
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum RowOf {
+    Piece(usize),
+    Negative,
+}
+
+impl<'a> GuidedUnet<'a> {
+    pub(super) fn new(
+        (unet, place): (&'a Unet, &'a Placement),
+        prompts: &'a Prompts,
+        sizes: Sizes,
+        observer: &'a dyn Observer,
+        extra: Option<Tensor>,
+    ) -> Self {
+        Self {
+            unet,
+            place,
+            prompts,
+            sizes,
+            observer,
+            extra,
+            kept: Vec::new(),
+            stopped: None,
+        }
+    }
+
+    /// Runs rows of equal length as one batch; returns one latent batch per row.
+    fn run(&mut self, rows: &[Row], x: &Latents, timestep: f32) -> Result<Vec<Latents>, Error> {
+        let pictures = x.batch();
+        let [_, channels, height, width] = x.shape;
+        let conditioning = self.conditioning(rows, pictures)?;
+        let input = channels_last(x);
+        let input = Tensor::from_slice(
+            &input,
+            (pictures, height, width, channels),
+            &self.place.device,
+        )?;
+        let mut input = repeat(&input, rows.len())?;
+        if let Some(extra) = &self.extra {
+            let (_, h, w, c) = extra.dims4()?;
+            let extra = extra
+                .expand((rows.len() * pictures, h, w, c))?
+                .contiguous()?;
+            input = crate::nn::concat_channels(&input, &extra)?;
+        }
+        let output = self.unet.forward(
+            &input,
+            &vec![timestep; rows.len() * pictures],
+            &conditioning,
+        )?;
+        let values: Vec<f32> = output.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+        if values.iter().any(|v| !v.is_finite()) {
+            return Err(Error::NotANumber { stage: "Unet" });
+        }
+        let size = values.len() / rows.len();
+        Ok(values
+            .chunks_exact(size)
+            .map(|row| {
+                channels_first(
+                    row,
+                    [pictures, size / pictures / height / width, height, width],
+                )
+            })
+            .collect())
+    }
+
+    fn conditioning(&mut self, rows: &[Row], pictures: usize) -> Result<Conditioning, Error> {
+        // The prompts outlive this run, so an address stands for a text.
+        let key: Vec<*const EncodedText> = rows.iter().map(|(text, _)| Arc::as_ptr(text)).collect();
+        if let Some((_, hit)) = self.kept.iter().find(|(k, _)| *k == key) {
+            return Ok(hit.clone());
+        }
+        let tokens = rows[0].0.tokens;
+        let context: Vec<f32> = rows
+            .iter()
+            .flat_map(|(text, _)| &text.context)
+            .copied()
+            .collect();
+        let vector: Vec<f32> = rows
+            .iter()
+            .flat_map(|(text, _)| self.sizes.vector(&text.pooled))
+            .collect();
+        let context_width = context.len() / rows.len() / tokens;
+        let (context_wanted, vector_wanted) = (self.unet.context_width(), self.unet.vector_width());
+        if context_width != context_wanted || vector.len() / rows.len() != vector_wanted {
+            return Err(Error::Invalid(format!(
+                "text encoders and UNet do not fit together: context {context_width} for {context_wanted}, vector {} for {vector_wanted}",
+                vector.len() / rows.len()
+            )));
+        }
+        let context = Tensor::from_vec(
+            context,
+            (rows.len(), tokens, context_width),
+            &self.place.device,
+        )?;
+        let vector = Tensor::from_vec(vector, (rows.len(), vector_wanted), &self.place.device)?;
+        let conditioning = self
+            .unet
+            .condition(&context, &vector)?
+            .repeat_rows(pictures)?;
+        if self.kept.len() == KEPT {
+            self.kept.remove(0);
+        }
+        self.kept.push((key, conditioning.clone()));
+        Ok(conditioning)
+    }
+}
+
+impl Network for GuidedUnet<'_> {
+    type Error = Error;
+
+    fn predict(
+        &mut self,
+        x: &Latents,
+        timestep: f32,
+        call: usize,
+        uncond: Uncond,
+    ) -> Result<Prediction, Error> {
+        let control = self.observer.control();
+        if control != Control::Continue {
+            self.stopped = Some(control);
+            return Err(Error::Interrupted);
+        }
+        let pieces = self
+            .prompts
+            .positive
+            .iter()
+            .enumerate()
+            .map(|(i, (_, p))| (p.at(call).clone(), RowOf::Piece(i)));
+        let negative = (uncond == Uncond::Needed)
+            .then(|| (self.prompts.negative.at(call).clone(), RowOf::Negative));
+        let mut waiting: Vec<Row> = pieces.chain(negative).collect();
+        let mut answers: Vec<(RowOf, Latents)> = Vec::with_capacity(waiting.len());
+        while let Some(tokens) = waiting.first().map(|(text, _)| text.tokens) {
+            let (rows, others): (Vec<Row>, Vec<Row>) = waiting
+                .into_iter()
+                .partition(|(text, _)| text.tokens == tokens);
+            let outputs = self.run(&rows, x, timestep)?;
+            answers.extend(rows.iter().map(|row| row.1).zip(outputs));
+            waiting = others;
+        }
+        let mut take = |of: RowOf| {
+            answers
+                .iter()
+                .position(|(row, _)| *row == of)
+                .map(|i| answers.swap_remove(i).1)
+        };
+        let weights = self.prompts.positive.iter().enumerate();
+        let cond = weights
+            .filter_map(|(i, (weight, _))| Some((*weight, take(RowOf::Piece(i))?)))
+            .collect();
+        Ok(Prediction {
+            cond,
+            uncond: take(RowOf::Negative),
+        })
+    }
+
+    fn is_composed(&self) -> bool {
+        !matches!(self.prompts.positive.as_slice(), [(weight, _)] if weight.to_bits() == 1f32.to_bits())
+    }
+}
+
+/// The batch `n` times over.
+fn repeat(x: &Tensor, n: usize) -> candle_core::Result<Tensor> {
+    if n == 1 {
+        Ok(x.clone())
+    } else {
+        Tensor::cat(&vec![x; n], 0)
+    }
+}
+
+/// `[batch, channels, h, w]` to `[batch, h, w, channels]`.
+pub(super) fn channels_last(x: &Latents) -> Vec<f32> {
+    let [_, channels, height, width] = x.shape;
+    let area = height * width;
+    x.images()
+        .flat_map(|image| {
+            (0..area * channels).map(move |i| image[i % channels * area + i / channels])
+        })
+        .collect()
+}
+
+/// `[batch, h, w, channels]` to `shape`, which is `[batch, channels, h, w]`.
+pub(super) fn channels_first(values: &[f32], shape: [usize; 4]) -> Latents {
+    let [_, channels, height, width] = shape;
+    let area = height * width;
+    let image = |image: &[f32]| {
+        (0..area * channels)
+            .map(|i| image[i % area * channels + i / area])
+            .collect::<Vec<f32>>()
+    };
+    Latents::new(
+        values
+            .chunks_exact(area * channels)
+            .flat_map(image)
+            .collect(),
+        shape,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layouts_change_back_and_forth() {
+        let x = Latents::new((0..2 * 4 * 6).map(|i| i as f32).collect(), [2, 4, 2, 3]);
+        let last = channels_last(&x);
+        assert_eq!(
+            &last[..5],
+            &[0.0, 6.0, 12.0, 18.0, 1.0],
+            "channels of the first pixel, then the second pixel"
+        );
+        assert_eq!(channels_first(&last, x.shape), x);
+    }
+}
