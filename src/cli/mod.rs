@@ -18,6 +18,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::config::a1111;
 use crate::config::layers::{self, Input, Loaded, Setting};
@@ -47,6 +48,35 @@ impl Stop {
     /// Exit 2 with a sentence.
     pub fn usage_text(text: impl Into<String>) -> Self {
         Self::Usage(anyhow::Error::msg(text.into()))
+    }
+}
+
+/// Whether progress is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verbosity {
+    /// A bar on stderr, if that is a terminal.
+    Normal,
+    /// Nothing but errors.
+    Quiet,
+}
+
+impl Verbosity {
+    /// The flag `--quiet`.
+    #[must_use]
+    pub fn from_flag(quiet: bool) -> Self {
+        if quiet { Self::Quiet } else { Self::Normal }
+    }
+
+    /// A bar of this length and look. Its template must be valid.
+    #[must_use]
+    pub fn bar(self, length: Option<u64>, template: &'static str) -> ProgressBar {
+        let target = match self {
+            Self::Normal => ProgressDrawTarget::stderr(),
+            Self::Quiet => ProgressDrawTarget::hidden(),
+        };
+        let style =
+            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        ProgressBar::with_draw_target(length, target).with_style(style)
     }
 }
 
@@ -83,7 +113,7 @@ pub enum Command {
         after_help = "A1111's own flags are accepted as well (--listen, --ckpt-dir DIR, --api-auth USER:PASSWORD, …), \
         also from the environment variables A1111_ARGS and COMMANDLINE_ARGS. Unknown flags are reported and ignored."
     )]
-    Serve(serve::ServeArgs),
+    Serve(Box<serve::ServeArgs>),
     /// List, describe, hash and download checkpoints
     #[command(subcommand)]
     Models(models::ModelsCommand),
@@ -132,8 +162,8 @@ fn run(words: Vec<OsString>) -> Result<(), Stop> {
         }
     };
     match cli.command {
-        Command::Prompt(args) => prompt::run(*args, &cli.common),
-        Command::Serve(args) => serve::run(args, &cli.common, theirs),
+        Command::Prompt(args) => prompt::run(&args, &cli.common),
+        Command::Serve(args) => serve::run(&args, &cli.common, theirs),
         Command::Models(command) => models::run(command, &cli.common),
         Command::PngInfo(args) => inspect::png_info(&args),
         Command::Bench(args) => bench::run(&args, &cli.common),
