@@ -1,5 +1,7 @@
 //! `txt2img` and what watches and stops it, on a real server and the demo model.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "support/server.rs"]
 mod server;
 
@@ -201,7 +203,7 @@ fn bad_requests_are_answered_in_words_and_the_next_job_works() {
             .remove(0)
     };
     let expect = |changes: Value, field: &str, message: &str| {
-        assert_eq!(problem(changes), (field.into(), message.into()))
+        assert_eq!(problem(changes), (field.into(), message.into()));
     };
     for width in [0, 7, 100_000] {
         let message =
@@ -237,6 +239,12 @@ fn bad_requests_are_answered_in_words_and_the_next_job_works() {
         "has 1048576 bytes, more than 65536 (setting `limits.max_prompt_kib`)",
     );
 
+    server.assert_works();
+}
+
+#[test]
+fn bad_bodies_and_names_are_answered_in_words_and_the_next_job_works() {
+    let server = Server::start(&[]);
     let raw = |body: &[u8]| {
         server.send(
             "POST",
@@ -550,7 +558,10 @@ fn webuiapi_makes_pictures_and_reads_lists_and_progress() {
         "`{python}` has no package webuiapi; {install}"
     );
     let server = Server::start(&[]);
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/webuiapi.py");
+    let script = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/clients/drive_webuiapi.py"
+    );
     let output = Command::new(&python)
         .arg(script)
         .env("SDGEN_BASE_URL", server.url(""))

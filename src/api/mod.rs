@@ -171,7 +171,7 @@ pub fn router(app: &Arc<App>) -> Router {
     };
     let strip = prefix.map(|prefix| format!("/{prefix}"));
     let routed = routed
-        .fallback(move |request: Request| no_such_path(request, known.clone(), strip.clone()));
+        .fallback(async move |request: Request| no_such_path(&request, &known, strip.as_deref()));
     middleware::wrap(routed.with_state(app.clone()), app)
 }
 
@@ -244,10 +244,10 @@ async fn method_not_allowed() -> ApiError {
 }
 
 /// 404, or a redirect to the path without its trailing slash if that one exists.
-async fn no_such_path(
-    request: Request,
-    known: Arc<BTreeSet<&'static str>>,
-    prefix: Option<String>,
+fn no_such_path(
+    request: &Request,
+    known: &BTreeSet<&'static str>,
+    prefix: Option<&str>,
 ) -> Response {
     let uri = request.uri();
     let path = uri.path();
@@ -255,7 +255,6 @@ async fn no_such_path(
         return ApiError::NotFound.into_response();
     };
     let inner = prefix
-        .as_deref()
         .and_then(|prefix| slashless.strip_prefix(prefix))
         .unwrap_or(slashless);
     if !known.contains(inner) {

@@ -120,14 +120,13 @@ impl OptionStore {
             let Some((name, kind, _)) = find(&key) else {
                 continue;
             };
-            match (value, *kind) {
-                (Value::Null, _) => {}
-                (value, kind) => match fields::coerce(name, kind, value) {
-                    Ok(value) => options.set(name, value),
-                    Err(_) => {
-                        tracing::warn!(key, path = %path.display(), "option of a wrong type ignored")
-                    }
-                },
+            if value.is_null() {
+                continue;
+            }
+            if let Ok(value) = fields::coerce(name, *kind, value) {
+                options.set(name, value);
+            } else {
+                tracing::warn!(key, path = %path.display(), "option of a wrong type ignored");
             }
         }
         Ok(Self {

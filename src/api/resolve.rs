@@ -10,8 +10,8 @@ use super::options::{self, Options};
 use super::types::Txt2Img;
 use super::{styles, vocabulary};
 use crate::config::VERSION_TEXT;
+use crate::engine::checkpoint::{Selection, VaeChoice};
 use crate::engine::limits::{Numbers, check, resolve_seed};
-use crate::engine::models::{Selection, VaeChoice};
 use crate::engine::{self, Job};
 use crate::imaging::Format;
 use crate::pipeline::GenerateRequest;
@@ -207,7 +207,7 @@ fn options_in_force(app: &App, request: &Txt2Img) -> Result<Options, ApiError> {
     if let Some(name) = overrides.get("sd_model_checkpoint").and_then(Value::as_str) {
         match app.engine.catalog().find(name) {
             Ok(checkpoint) => {
-                drop(overrides.insert("sd_model_checkpoint".into(), checkpoint.title().into()))
+                drop(overrides.insert("sd_model_checkpoint".into(), checkpoint.title().into()));
             }
             Err(engine::Error::CheckpointNotFound { name, .. }) => {
                 // A1111's contract: the override is dropped and the request goes on with the current model.

@@ -7,17 +7,18 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::ProgressBar;
 
-use super::output::{Output, Report, Seconds, write_latents};
+use super::output::{Form, Output, Report, Seconds, write_latents};
 use super::serve::start_engine;
-use super::{Common, Stop, load_config, remote, warn_all};
+use super::{Common, Stop, Verbosity, load_config, remote, warn_all};
 use crate::api::options::{OptionStore, Options};
 use crate::api::{resolve, vocabulary};
 use crate::config::layers::{Kind, Origin, Setting, parse};
 use crate::config::{Config, VERSION_TEXT};
+use crate::engine::checkpoint::{Selection, VaeChoice};
 use crate::engine::limits::{Numbers, check, resolve_seed};
-use crate::engine::models::{Catalog, Selection, VaeChoice};
+use crate::engine::models::Catalog;
 use crate::engine::{self, Engine, Job, JobHandle, JobState, Outcome};
 use crate::pipeline::GenerateRequest;
 use crate::pipeline::request::InfotextOptions;
@@ -290,7 +291,7 @@ impl PromptArgs {
 ///
 /// # Errors
 /// Exit 2 for what was typed, 1 for the job and its files, 130 after a signal.
-pub fn run(args: PromptArgs, common: &Common) -> Result<(), Stop> {
+pub fn run(args: &PromptArgs, common: &Common) -> Result<(), Stop> {
     args.later.refuse()?;
     let choices = args.choices()?;
     let loaded = load_config(common, args.settings()?, Vec::new())?;
@@ -313,8 +314,8 @@ pub fn run(args: PromptArgs, common: &Common) -> Result<(), Stop> {
     let runtime = tokio::runtime::Runtime::new().map_err(Stop::failed)?;
     let result = runtime.block_on(async {
         match args.server.clone() {
-            Some(url) => remote::run(&args, &choices, &output, &url).await,
-            None => local(&args, &choices, &output, &loaded.config).await,
+            Some(url) => remote::run(args, &choices, &output, &url).await,
+            None => local(args, &choices, &output, &loaded.config).await,
         }
     });
     // A request that a signal cut off must not keep the process.
@@ -332,7 +333,10 @@ async fn local(
     let stop = shutdown::on_signal().map_err(Stop::failed)?;
     let engine = start_engine(config)?;
     let selection = select(engine.catalog(), config)?;
-    let bar = progress_bar(args.quiet, (args.steps * args.batch_count) as u64);
+    let bar = progress_bar(
+        Verbosity::from_flag(args.quiet),
+        (args.steps * args.batch_count) as u64,
+    );
     bar.set_message("loading");
     let load_started = Instant::now();
     let model = tokio::select! {
@@ -450,7 +454,7 @@ fn finish(
         dtype: Some(device.dtype.to_string()),
         checkpoint: outcome.model.title.clone(),
     };
-    report.print(args.json)?;
+    report.print(Form::from_flag(args.json))?;
     if generated.interrupted {
         let planned = request.batch_size * request.batch_count;
         return Err(Stop::Interrupted(format!(
@@ -460,16 +464,11 @@ fn finish(
     Ok(())
 }
 
-/// A bar on stderr, hidden if that is no terminal or `--quiet` was given.
+/// A bar over denoising steps.
 #[must_use]
-pub fn progress_bar(quiet: bool, steps: u64) -> ProgressBar {
-    let target = if quiet {
-        ProgressDrawTarget::hidden()
-    } else {
-        ProgressDrawTarget::stderr()
-    };
-    let style = ProgressStyle::with_template("{msg:9} {bar:30} {pos}/{len} {elapsed} (eta {eta})");
-    let bar = ProgressBar::with_draw_target(Some(steps), target);
-    bar.set_style(style.expect("the template is constant and valid"));
-    bar
+pub fn progress_bar(verbosity: Verbosity, steps: u64) -> ProgressBar {
+    verbosity.bar(
+        Some(steps),
+        "{msg:9} {bar:30} {pos}/{len} {elapsed} (eta {eta})",
+    )
 }
