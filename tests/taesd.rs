@@ -80,7 +80,7 @@ impl Weights {
     }
 }
 
-/// Decoder: conv, ReLU, three times (three blocks, doubling, conv without bias), block, conv.
+/// Decoder: conv, `ReLU`, three times (three blocks, doubling, conv without bias), block, conv.
 fn decoder() -> Weights {
     let mut w = Weights(HashMap::new());
     w.conv("1", WIDTH, 4, true);

@@ -354,6 +354,8 @@ fn add_vae(vaes: &mut Vec<Vae>, path: &Path) {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::weights;
 
