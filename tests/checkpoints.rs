@@ -276,7 +276,8 @@ fn other_formats_are_named() {
 fn other_models_are_named_with_what_to_do() {
     let folder = Folder::new();
     let unet: (&str, &[usize]) = (CONV_IN, &[4, 4, 3, 3]);
-    let cases: [(&[(&str, &[usize])], &str); 4] = [
+    type Keys<'a> = &'a [(&'a str, &'a [usize])];
+    let cases: [(Keys<'_>, &str); 4] = [
         (
             &[
                 unet,
@@ -403,7 +404,8 @@ fn every_stored_type_loads_to_the_same_values_within_its_precision() {
         .expect("opens");
     let want = plain.read(CONV_IN).expect("reads");
     // Two to the minus mantissa bits, rounded to nearest.
-    let types: [(&str, f32, fn(f32) -> Vec<u8>); 3] = [
+    type Convert = fn(f32) -> Vec<u8>;
+    let types: [(&str, f32, Convert); 3] = [
         ("F32", 0.0, |v| v.to_le_bytes().to_vec()),
         ("BF16", 1.0 / 256.0, |v| {
             half::bf16::from_f32(v).to_le_bytes().to_vec()

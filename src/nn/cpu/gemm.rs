@@ -55,7 +55,7 @@ impl Packed {
         columns: Columns,
         index: impl Fn(usize) -> usize + Sync,
     ) -> Self {
-        let k = if n == 0 { 0 } else { rows.len() / n };
+        let k = rows.len().checked_div(n).unwrap_or(0);
         let lanes = isa.lanes();
         let nr = NV * lanes;
         let panels = match columns {
@@ -331,9 +331,9 @@ impl Task<'_> {
                 self.each_vector::<S, MR>(valid, |i, j, column, width| {
                     let p = self.out.as_ptr().add((m + i) * self.w.n + column);
                     if width == S::LANES {
-                        S::store(p, acc[i][j])
+                        S::store(p, acc[i][j]);
                     } else {
-                        S::store_first(p, acc[i][j], width)
+                        S::store_first(p, acc[i][j], width);
                     }
                 });
             } else {
@@ -446,9 +446,9 @@ impl Task<'_> {
             }
             let p = self.out.as_ptr().add(at);
             if full {
-                S::store(p, v)
+                S::store(p, v);
             } else {
-                S::store_first(p, v, width)
+                S::store_first(p, v, width);
             }
         }
     }
