@@ -15,6 +15,11 @@ use support::golden;
 
 const CONV_IN: &str = "model.diffusion_model.input_blocks.0.0.weight";
 
+/// Keys and shapes of a file.
+type Keys<'a> = &'a [(&'a str, &'a [usize])];
+/// How a value is stored.
+type Convert = fn(f32) -> Vec<u8>;
+
 /// A directory for files of one test.
 struct Folder(tempfile::TempDir);
 
@@ -276,7 +281,6 @@ fn other_formats_are_named() {
 fn other_models_are_named_with_what_to_do() {
     let folder = Folder::new();
     let unet: (&str, &[usize]) = (CONV_IN, &[4, 4, 3, 3]);
-    type Keys<'a> = &'a [(&'a str, &'a [usize])];
     let cases: [(Keys<'_>, &str); 4] = [
         (
             &[
@@ -404,7 +408,6 @@ fn every_stored_type_loads_to_the_same_values_within_its_precision() {
         .expect("opens");
     let want = plain.read(CONV_IN).expect("reads");
     // Two to the minus mantissa bits, rounded to nearest.
-    type Convert = fn(f32) -> Vec<u8>;
     let types: [(&str, f32, Convert); 3] = [
         ("F32", 0.0, |v| v.to_le_bytes().to_vec()),
         ("BF16", 1.0 / 256.0, |v| {
