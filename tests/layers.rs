@@ -173,7 +173,7 @@ fn the_reader_sees_through_comments_literals_braces_and_inline_modules() {
         //! crate::no
         use crate::a::{self, b::{C, D as E}, *};
         /* crate::no /* crate::no */ crate::no */
-        pub(crate) fn f<'a>(x: &'a str) { let _ = ("crate::no \" ", r#"crate::no""#, '"', 'x', b'\''); super::g(); }
+        pub(crate) fn f<'a>(x: &'a str) { let _ = ("crate::no \" ", r#"crate::no" no"#, '"', 'x', b'\''); super::g(); }
         mod tests { use super::super::h; use super::*; fn g() { crate::i::J::k() } }
     "##;
     let file = Source::new("room/part.rs", text);
@@ -223,8 +223,8 @@ impl Source {
 /// All files but `lib.rs`, which declares the rooms.
 fn sources() -> Vec<Source> {
     fn visit(dir: &Path, found: &mut Vec<PathBuf>) {
-        for entry in fs::read_dir(dir).unwrap() {
-            let path = entry.unwrap().path();
+        for entry in fs::read_dir(dir).expect("a directory") {
+            let path = entry.expect("a readable entry").path();
             if path.is_dir() {
                 visit(&path, found);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
@@ -237,15 +237,12 @@ fn sources() -> Vec<Source> {
     visit(&root, &mut found);
     found.sort();
     let name = |path: &Path| {
-        path.strip_prefix(&root)
-            .unwrap()
-            .to_str()
-            .unwrap()
-            .to_string()
+        let below = path.strip_prefix(&root).expect("found below it");
+        below.to_str().expect("an ASCII name").to_string()
     };
     let sources: Vec<Source> = found
         .iter()
-        .map(|path| (name(path), fs::read_to_string(path).unwrap()))
+        .map(|path| (name(path), fs::read_to_string(path).expect("UTF-8")))
         .filter(|(name, _)| name != "lib.rs")
         .map(|(name, text)| Source::new(&name, &text))
         .collect();
