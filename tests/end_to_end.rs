@@ -65,6 +65,8 @@ fn request(prompt: &str, negative_prompt: &str) -> GenerateRequest {
         emphasis: Emphasis::Original,
         tiling: false,
         keep_latents: true,
+        init_image: None,
+        hires: None,
         infotext: InfotextOptions::default(),
     }
 }

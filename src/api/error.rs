@@ -164,7 +164,7 @@ fn engine_answer(error: &engine::Error) -> Response {
         engine::Error::CheckpointNotFound { .. } | engine::Error::VaeNotFound { .. } => {
             (StatusCode::NOT_FOUND, "HTTPException")
         }
-        engine::Error::Pipeline(pipeline::Error::Invalid(_)) => {
+        engine::Error::Pipeline(pipeline::Error::Invalid(_) | pipeline::Error::Picture(_)) => {
             (StatusCode::BAD_REQUEST, "HTTPException")
         }
         engine::Error::Io { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "OSError"),

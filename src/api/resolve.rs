@@ -298,6 +298,8 @@ fn build_request(
         emphasis: vocabulary::find_emphasis(options.text("emphasis"))
             .map_err(ApiError::bad_request)?,
         tiling: request.tiling.unwrap_or_else(|| options.flag("tiling")),
+        init_image: None,
+        hires: None,
         keep_latents: false,
         infotext: InfotextOptions {
             model_hash: options.flag("add_model_hash_to_info"),

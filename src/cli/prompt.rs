@@ -277,6 +277,8 @@ impl PromptArgs {
             noise_source: choices.noise_source,
             emphasis: Emphasis::default(),
             tiling: self.tiling,
+            init_image: None,
+            hires: None,
             keep_latents: self.save_latents.is_some(),
             infotext: InfotextOptions {
                 version: Some(VERSION_TEXT.to_string()),

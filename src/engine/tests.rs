@@ -148,6 +148,8 @@ impl Bench {
             noise_source: crate::rng::NoiseSource::Cpu,
             emphasis: crate::prompt::Emphasis::Original,
             tiling: false,
+            init_image: None,
+            hires: None,
             keep_latents: false,
             infotext: InfotextOptions::default(),
         };

@@ -35,7 +35,7 @@ pub struct TextEncoder {
 #[derive(Debug, Clone, PartialEq)]
 struct CacheKey {
     text: String,
-    calls: usize,
+    steps: ScheduleSteps,
     emphasis: Emphasis,
 }
 
@@ -98,7 +98,7 @@ impl TextEncoder {
         })
     }
 
-    /// Encodes both prompts of a job whose denoiser will be called `calls` times.
+    /// Encodes both prompts of a pass whose denoiser will be called as often as `steps` says.
     ///
     /// # Errors
     /// When an encoder fails or produces NaN.
@@ -106,17 +106,17 @@ impl TextEncoder {
         &mut self,
         positive: &str,
         negative: &str,
-        calls: usize,
+        steps: ScheduleSteps,
         emphasis: Emphasis,
     ) -> Result<Prompts, Error> {
         let mut pieces = Vec::new();
         for piece in split_and(positive) {
-            pieces.push((piece.weight, self.edited(&piece.text, calls, emphasis)?));
+            pieces.push((piece.weight, self.edited(&piece.text, steps, emphasis)?));
         }
         let negative = if negative.is_empty() {
-            self.zeros(calls)?
+            self.zeros(steps)?
         } else {
-            self.edited(negative, calls, emphasis)?
+            self.edited(negative, steps, emphasis)?
         };
         Ok(Prompts {
             positive: pieces,
@@ -125,9 +125,9 @@ impl TextEncoder {
     }
 
     /// The empty negative prompt: A1111 zeroes text and pooled vector on SDXL instead of encoding it.
-    fn zeros(&mut self, calls: usize) -> Result<Arc<EditedPrompt>, Error> {
+    fn zeros(&mut self, steps: ScheduleSteps) -> Result<Arc<EditedPrompt>, Error> {
         let pooled = self
-            .edited("", calls, Emphasis::Original)?
+            .edited("", steps, Emphasis::Original)?
             .at(0)
             .pooled
             .len();
@@ -146,25 +146,18 @@ impl TextEncoder {
     fn edited(
         &mut self,
         text: &str,
-        calls: usize,
+        steps: ScheduleSteps,
         emphasis: Emphasis,
     ) -> Result<Arc<EditedPrompt>, Error> {
         let key = CacheKey {
             text: text.to_string(),
-            calls,
+            steps,
             emphasis,
         };
         if let Some((_, hit)) = self.cache.iter().find(|(k, _)| *k == key) {
             return Ok(hit.clone());
         }
-        let stretches = schedule(
-            text,
-            ScheduleSteps {
-                base: calls,
-                hires: None,
-            },
-            EditRule::Current,
-        );
+        let stretches = schedule(text, steps, EditRule::Current);
         let (ends, texts): (Vec<usize>, Vec<String>) = stretches.into_iter().unzip();
         let mut encoded = self.encode(&texts, emphasis)?.into_iter().map(Arc::new);
         let last = encoded

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::hires::Hires;
+use super::image_to_image::InitImage;
 use crate::imaging::infotext::Params;
 use crate::prompt::Emphasis;
 use crate::rng::NoiseSource;
@@ -52,6 +54,10 @@ pub struct GenerateRequest {
     pub tiling: bool,
     /// Keep the final latents in the result.
     pub keep_latents: bool,
+    /// Pictures the job starts from (img2img); `None` starts from noise.
+    pub init_image: Option<InitImage>,
+    /// A second pass at a larger size (hires fix); not together with `init_image`.
+    pub hires: Option<Hires>,
     /// What the infotext says beyond what this request implies.
     pub infotext: InfotextOptions,
 }
