@@ -4,7 +4,6 @@
 //! are computed when a checkpoint is first used. Identity rules follow the pipeline specification, 1.8 (A1111's
 //! `sd_models.py`).
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 
@@ -355,6 +354,8 @@ fn add_vae(vaes: &mut Vec<Vae>, path: &Path) {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::weights;
 
