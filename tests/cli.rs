@@ -201,6 +201,7 @@ fn without_a_size_the_checkpoint_decides() {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "one table of refusals")]
 fn what_cannot_be_used_is_refused_in_one_line() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("file"), b"").unwrap();

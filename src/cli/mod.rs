@@ -3,6 +3,7 @@
 //! Exit codes are a contract: 0 done, 1 the job or command failed, 2 usage or configuration, 130 interrupted. One line on
 //! stderr says what happened and what to do. Results go to stdout, progress and logs to stderr.
 
+pub mod bench;
 pub mod inspect;
 pub mod models;
 pub mod output;
@@ -118,6 +119,8 @@ pub enum Command {
     Models(models::ModelsCommand),
     /// Print the generation parameters inside a picture
     PngInfo(inspect::PngInfoArgs),
+    /// Measure the parts of a job, or single operations
+    Bench(bench::BenchArgs),
     /// Print the merged settings and where each came from
     Config,
 }
@@ -163,6 +166,7 @@ fn run(words: Vec<OsString>) -> Result<(), Stop> {
         Command::Serve(args) => serve::run(&args, &cli.common, theirs),
         Command::Models(command) => models::run(command, &cli.common),
         Command::PngInfo(args) => inspect::png_info(&args),
+        Command::Bench(args) => bench::run(&args, &cli.common),
         Command::Config => {
             let loaded = load_config(&cli.common, Vec::new(), Vec::new())?;
             warn_all(&loaded);

@@ -51,7 +51,7 @@ impl ResBlock {
         })
     }
 
-    /// `x` `[batch, h, w, inputs]`, `emb` `[batch, embedding]` after SiLU.
+    /// `x` `[batch, h, w, inputs]`, `emb` `[batch, embedding]` after `SiLU`.
     pub(super) fn forward(&self, x: &Tensor, emb: &Tensor) -> Result<Tensor> {
         let h = self
             .conv1

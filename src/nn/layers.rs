@@ -370,7 +370,7 @@ impl Conv2d {
     }
 }
 
-/// Group norm over `[batch, ..., channels]`, optionally followed by SiLU.
+/// Group norm over `[batch, ..., channels]`, optionally followed by `SiLU`.
 #[derive(Debug, Clone)]
 pub struct GroupNorm {
     weight: Tensor,
@@ -396,7 +396,7 @@ impl GroupNorm {
         })
     }
 
-    /// Adds SiLU.
+    /// Adds `SiLU`.
     #[must_use]
     pub fn silu(mut self) -> Self {
         self.silu = true;

@@ -50,22 +50,20 @@ pub struct EncodedText {
     pub pooled: Vec<f32>,
 }
 
-/// A prompt with editing: `texts[i].1` holds up to denoiser call `texts[i].0`.
+/// A prompt with editing: one text for each stretch of the denoising loop.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EditedPrompt {
-    texts: Vec<(usize, Arc<EncodedText>)>,
+    /// Texts but the last, each with the denoiser call it holds up to.
+    stretches: Vec<(usize, Arc<EncodedText>)>,
+    last: Arc<EncodedText>,
 }
 
 impl EditedPrompt {
     /// The text of denoiser call `call` (from 0), as A1111 counts: the first stretch whose end is not before it.
     #[must_use]
     pub fn at(&self, call: usize) -> &Arc<EncodedText> {
-        let stretch = self
-            .texts
-            .iter()
-            .find(|(end, _)| call <= *end)
-            .or(self.texts.last());
-        &stretch.expect("a schedule has a last stretch").1
+        let stretch = self.stretches.iter().find(|(end, _)| call <= *end);
+        stretch.map_or(&self.last, |(_, text)| text)
     }
 }
 
@@ -140,7 +138,8 @@ impl TextEncoder {
             pooled: vec![0.0; pooled],
         };
         Ok(Arc::new(EditedPrompt {
-            texts: vec![(calls, Arc::new(text))],
+            stretches: Vec::new(),
+            last: Arc::new(text),
         }))
     }
 
@@ -167,13 +166,12 @@ impl TextEncoder {
             EditRule::Current,
         );
         let (ends, texts): (Vec<usize>, Vec<String>) = stretches.into_iter().unzip();
-        let encoded = self.encode(&texts, emphasis)?;
-        let edited = Arc::new(EditedPrompt {
-            texts: ends
-                .into_iter()
-                .zip(encoded.into_iter().map(Arc::new))
-                .collect(),
-        });
+        let mut encoded = self.encode(&texts, emphasis)?.into_iter().map(Arc::new);
+        let last = encoded
+            .next_back()
+            .ok_or_else(|| Error::Invalid("a prompt without any stretch".into()))?;
+        let stretches = ends.into_iter().zip(encoded).collect();
+        let edited = Arc::new(EditedPrompt { stretches, last });
         if self.cache.len() == CACHED_PROMPTS {
             self.cache.remove(0);
         }
@@ -322,7 +320,8 @@ mod tests {
     #[test]
     fn the_first_stretch_serves_one_call_more_than_its_length() {
         let prompt = EditedPrompt {
-            texts: vec![(2, text(1.0)), (5, text(2.0))],
+            stretches: vec![(2, text(1.0))],
+            last: text(2.0),
         };
         let seen: Vec<f32> = (0..7).map(|call| prompt.at(call).context[0]).collect();
         assert_eq!(seen, [1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0]);
@@ -337,6 +336,6 @@ mod tests {
             (7.0, 2048f32.cos()),
             "2049 rounds to 2048"
         );
-        assert_eq!(vector[1 + SIZE_EMBEDDING], 832f32.cos());
+        assert_eq!(&vector[1 + SIZE_EMBEDDING..][..1], [832f32.cos()]);
     }
 }

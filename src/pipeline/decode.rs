@@ -59,7 +59,7 @@ pub(super) fn approximate(latents: &Latents) -> Vec<RgbImage> {
 /// [-1, 1] to 0..=255, truncated as A1111 does.
 fn to_image(values: impl Iterator<Item = f32>, width: usize, height: usize) -> RgbImage {
     let bytes = values
-        .map(|v| (((v + 1.0) / 2.0).clamp(0.0, 1.0) * 255.0) as u8)
+        .map(|v| (f32::midpoint(v, 1.0).clamp(0.0, 1.0) * 255.0) as u8)
         .collect();
     RgbImage::from_raw(width as u32, height as u32, bytes).expect("three values for each pixel")
 }

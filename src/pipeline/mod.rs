@@ -311,7 +311,7 @@ impl Pipeline {
             });
         };
         let result = sample(plan, &mut denoiser, x, &mut streams, &mut |finished, _| {
-            report(finished)
+            report(finished);
         });
         let (infotext, last) = (denoiser.infotext(), denoiser.last_denoised().cloned());
         drop(denoiser);

@@ -21,6 +21,8 @@ use super::{Isa, Kernel, Shared, count_multiply_adds, for_each_task};
 pub(crate) const NV: usize = 2;
 /// `k` values of one panel kept in L2 at a time (128 bytes each with AVX-512: 256 KiB).
 const K_BLOCK: usize = 2048;
+/// `k` values packed at a time: 128 lines of a panel are 16 KiB.
+const PACK_BLOCK: usize = 128;
 /// Rows a task takes at most, so that its part of `a` is still in a shared cache for the next panel.
 const ROWS_PER_TASK: usize = 2048;
 
@@ -53,7 +55,7 @@ impl Packed {
         columns: Columns,
         index: impl Fn(usize) -> usize + Sync,
     ) -> Self {
-        let k = if n == 0 { 0 } else { rows.len() / n };
+        let k = rows.len().checked_div(n).unwrap_or(0);
         let lanes = isa.lanes();
         let nr = NV * lanes;
         let panels = match columns {
@@ -64,17 +66,16 @@ impl Packed {
         data.par_chunks_mut((k * nr).max(1))
             .enumerate()
             .for_each(|(p, panel)| {
-                for lane in 0..nr {
-                    let source = match columns {
-                        Columns::Plain => Some(p * nr + lane).filter(|&c| c < n),
-                        Columns::Geglu => {
-                            let c = p * lanes + lane % lanes;
-                            (c < n / 2).then_some(c + if lane < lanes { 0 } else { n / 2 })
-                        }
-                    };
-                    if let Some(c) = source {
-                        let row = &rows[c * k..][..k];
-                        for i in 0..k {
+                let row_of = |lane| source(columns, (p, lane), (n, lanes));
+                let rows: Vec<Option<&[f32]>> = (0..nr)
+                    .map(|lane| row_of(lane).map(|c| &rows[c * k..][..k]))
+                    .collect();
+                // In blocks of k that fit the L1 cache, so that each row is read and each panel line written once.
+                for begin in (0..k).step_by(PACK_BLOCK) {
+                    let end = (begin + PACK_BLOCK).min(k);
+                    for (lane, row) in rows.iter().enumerate() {
+                        let Some(row) = row else { continue };
+                        for i in begin..end {
                             panel[i * nr + lane] = row[index(i)];
                         }
                     }
@@ -105,6 +106,21 @@ impl Packed {
     /// Bytes held.
     pub(crate) fn bytes(&self) -> usize {
         self.data.len() * size_of::<f32>()
+    }
+}
+
+/// The output row that lane `lane` of panel `panel` holds, if it is not padding.
+fn source(
+    columns: Columns,
+    (panel, lane): (usize, usize),
+    (n, lanes): (usize, usize),
+) -> Option<usize> {
+    match columns {
+        Columns::Plain => Some(panel * NV * lanes + lane).filter(|&c| c < n),
+        Columns::Geglu => {
+            let c = panel * lanes + lane % lanes;
+            (c < n / 2).then_some(c + if lane < lanes { 0 } else { n / 2 })
+        }
     }
 }
 
@@ -315,9 +331,9 @@ impl Task<'_> {
                 self.each_vector::<S, MR>(valid, |i, j, column, width| {
                     let p = self.out.as_ptr().add((m + i) * self.w.n + column);
                     if width == S::LANES {
-                        S::store(p, acc[i][j])
+                        S::store(p, acc[i][j]);
                     } else {
-                        S::store_first(p, acc[i][j], width)
+                        S::store_first(p, acc[i][j], width);
                     }
                 });
             } else {
@@ -430,9 +446,9 @@ impl Task<'_> {
             }
             let p = self.out.as_ptr().add(at);
             if full {
-                S::store(p, v)
+                S::store(p, v);
             } else {
-                S::store_first(p, v, width)
+                S::store_first(p, v, width);
             }
         }
     }
