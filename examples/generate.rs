@@ -59,6 +59,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         noise_source: NoiseSource::Gpu,
         emphasis: Emphasis::default(),
         tiling: false,
+        init_image: None,
+        hires: None,
         keep_latents: false,
         infotext: InfotextOptions::default(),
     };
