@@ -331,7 +331,7 @@ impl CustomOp2 for Concat {
             bail!("concat: scalar input")
         };
         let (a, b) = (values(a, la)?, values(b, lb)?);
-        if a.len() / ca != b.len() / cb {
+        if ca == 0 || cb == 0 || a.len() / ca != b.len() / cb {
             bail!("concat: {:?} and {:?}", la.shape(), lb.shape());
         }
         let mut out = Vec::with_capacity(a.len() + b.len());

@@ -138,10 +138,18 @@ fn measure_source(
         let eps = timed(&name, report, || {
             Ok(unet.forward(&x, &[t, t], &conditioning)?)
         })?;
-        let eps = crate::nn::concat_channels(&eps, &x.narrow(3, 4, channels - 4)?.contiguous()?)?;
+        // An inpainting checkpoint's further channels stay as they are.
+        let eps = match channels {
+            4 => eps,
+            more => {
+                let still = Tensor::zeros((2, h, w, more - 4), eps.dtype(), &place.device)?;
+                crate::nn::concat_channels(&eps, &still)?
+            }
+        };
         x = (x - (eps * 0.1)?)?;
     }
     let latents = x.narrow(0, 0, 1)?.narrow(3, 0, 4)?.contiguous()?;
+    crate::trim_memory();
     let picture = timed("decode", report, || Ok(vae.decode(&latents)?))?;
     let sum = picture.sum_all()?.to_dtype(candle_core::DType::F32)?;
     if sum.to_scalar::<f32>()?.is_finite() {

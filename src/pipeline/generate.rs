@@ -113,7 +113,8 @@ impl Pipeline {
             done.extra_params = description.extra_params(&outcome.infotext);
             done.interrupted = outcome.stopped == Some(Control::Interrupt);
 
-            // 6. Decode picture by picture, finish it, and say how it was made.
+            // 6. Decode picture by picture, finish it, and say how it was made. The UNet's idle memory is of no use to the VAE.
+            crate::trim_memory();
             let clock = Instant::now();
             for (index, (i, latents)) in range.zip(singles(outcome.latents)).enumerate() {
                 let mut image = self.decode_image(&latents)?;
