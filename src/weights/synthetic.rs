@@ -127,7 +127,7 @@ fn generate(key: &str, shape: &[usize]) -> Vec<f32> {
     if key.ends_with("bias") {
         return vec![0.0; len];
     }
-    if shape.len() == 1 {
+    if shape.len() <= 1 {
         return vec![1.0; len];
     }
     let fan_in = shape[1..].iter().product::<usize>().max(1) as f32;
@@ -364,6 +364,8 @@ mod tests {
                 .read("model.diffusion_model.input_blocks.0.0.weight")
                 .expect("there")
         );
+        let scale = model.read("conditioner.embedders.1.model.logit_scale");
+        assert_eq!(scale.expect("there").len(), 1, "a scalar has one value");
         let variance = a.iter().map(|x| x * x).sum::<f32>() / a.len() as f32;
         assert!(
             (variance * 36.0 - 1.0).abs() < 0.1,
