@@ -9,6 +9,7 @@ pub mod cpu;
 mod kernels;
 pub mod layers;
 mod reference;
+mod rewrite;
 
 pub use attention::{Mask, cross_attention, self_attention};
 pub use cpu::math::Activation;
@@ -16,6 +17,7 @@ pub use layers::{
     Conv2d, GroupNorm, LayerNorm, Linear, Placement, Sampling, Then, concat_channels,
     sinusoidal_embedding,
 };
+pub use rewrite::{Origin, Rewrite};
 
 #[cfg(test)]
 mod tests;

@@ -60,33 +60,60 @@ impl Packed {
             Columns::Plain => n.div_ceil(nr),
             Columns::Geglu => (n / 2).div_ceil(lanes),
         };
-        let mut data = vec![0f32; panels * k * nr];
-        data.par_chunks_mut((k * nr).max(1))
+        let mut packed = Self {
+            data: vec![0f32; panels * k * nr],
+            n,
+            k,
+            columns,
+            isa,
+        };
+        packed.replace_rows(0, rows, index);
+        packed
+    }
+
+    /// Packs `rows` (`[count, k]`, row major) over the weight's rows from `first`; `index` as for [`Self::new`].
+    pub(crate) fn replace_rows(
+        &mut self,
+        first: usize,
+        rows: &[f32],
+        index: impl Fn(usize) -> usize + Sync,
+    ) {
+        let Self { n, k, .. } = *self;
+        assert!(
+            rows.len() <= n.saturating_sub(first) * k,
+            "rows {first}.. of {n}: {} values of {k} each",
+            rows.len()
+        );
+        let (lanes, columns) = (self.isa.lanes(), self.columns);
+        let nr = NV * lanes;
+        self.data
+            .par_chunks_mut((k * nr).max(1))
             .enumerate()
             .for_each(|(p, panel)| {
                 for lane in 0..nr {
                     let source = match columns {
-                        Columns::Plain => Some(p * nr + lane).filter(|&c| c < n),
+                        Columns::Plain => Some(p * nr + lane),
                         Columns::Geglu => {
                             let c = p * lanes + lane % lanes;
                             (c < n / 2).then_some(c + if lane < lanes { 0 } else { n / 2 })
                         }
                     };
-                    if let Some(c) = source {
-                        let row = &rows[c * k..][..k];
+                    let row = source
+                        .and_then(|c| c.checked_sub(first))
+                        .and_then(|c| rows.get(c * k..(c + 1) * k));
+                    if let Some(row) = row {
                         for i in 0..k {
                             panel[i * nr + lane] = row[index(i)];
                         }
                     }
                 }
             });
-        Self {
-            data,
-            n,
-            k,
-            columns,
-            isa,
-        }
+    }
+
+    /// The packed values as they lie in memory.
+    #[cfg(test)]
+    pub(crate) fn stored(&self) -> &[f32] {
+        &self.data
     }
 
     /// Columns of the product.
@@ -95,6 +122,11 @@ impl Packed {
             Columns::Plain => self.n,
             Columns::Geglu => self.n / 2,
         }
+    }
+
+    /// Rows of the weight: twice the columns of a gated product.
+    pub(crate) fn rows(&self) -> usize {
+        self.n
     }
 
     /// Factors of each sum.
