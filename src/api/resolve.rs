@@ -15,6 +15,7 @@ use crate::engine::models::{Selection, VaeChoice};
 use crate::engine::{self, Job};
 use crate::imaging::Format;
 use crate::pipeline::GenerateRequest;
+use crate::pipeline::networks::Networks;
 use crate::pipeline::request::InfotextOptions;
 
 /// A checked request and its job.
@@ -299,9 +300,13 @@ fn build_request(
             .map_err(ApiError::bad_request)?,
         tiling: request.tiling.unwrap_or_else(|| options.flag("tiling")),
         keep_latents: false,
+        networks: Networks::default(),
+        embeddings: Vec::new(),
         infotext: InfotextOptions {
             model_hash: options.flag("add_model_hash_to_info"),
             model_name: options.flag("add_model_name_to_info"),
+            lora_hashes: options.flag("lora_add_hashes_to_infotext"),
+            embedding_hashes: options.flag("textual_inversion_add_hashes_to_infotext"),
             version: options
                 .flag("add_version_to_infotext")
                 .then(|| VERSION_TEXT.to_string()),

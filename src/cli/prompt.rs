@@ -20,6 +20,7 @@ use crate::engine::limits::{Numbers, check, resolve_seed};
 use crate::engine::models::{Catalog, Selection, VaeChoice};
 use crate::engine::{self, Engine, Job, JobHandle, JobState, Outcome};
 use crate::pipeline::GenerateRequest;
+use crate::pipeline::networks::Networks;
 use crate::pipeline::request::InfotextOptions;
 use crate::prompt::Emphasis;
 use crate::rng::NoiseSource;
@@ -277,6 +278,8 @@ impl PromptArgs {
             emphasis: Emphasis::default(),
             tiling: self.tiling,
             keep_latents: self.save_latents.is_some(),
+            networks: Networks::default(),
+            embeddings: Vec::new(),
             infotext: InfotextOptions {
                 version: Some(VERSION_TEXT.to_string()),
                 cfg_scale_as_int: typed_as_int,

@@ -14,6 +14,10 @@ pub(super) struct Description<'a> {
     pub(super) checkpoint: &'a CheckpointIdentity,
     pub(super) vae: Option<&'a VaeIdentity>,
     pub(super) plan: &'a Plan,
+    /// `Lora hashes`.
+    pub(super) lora_hashes: Option<String>,
+    /// `TI hashes`.
+    pub(super) embedding_hashes: Option<String>,
 }
 
 impl Description<'_> {
@@ -24,6 +28,14 @@ impl Description<'_> {
         {
             extra.insert("Schedule type", self.plan.schedule_type);
         }
+        let options = &self.request.infotext;
+        let hashes = self.lora_hashes.clone().filter(|_| options.lora_hashes);
+        extra.insert_some("Lora hashes", hashes);
+        let hashes = self
+            .embedding_hashes
+            .clone()
+            .filter(|_| options.embedding_hashes);
+        extra.insert_some("TI hashes", hashes);
         let emphasised = [self.prompt, self.negative_prompt]
             .iter()
             .any(|text| text.contains(['(', '[']));

@@ -8,7 +8,9 @@ pub mod conditioning;
 mod decode;
 mod describe;
 mod network;
+pub mod networks;
 pub mod request;
+mod vocabulary;
 
 pub use request::{
     CheckpointIdentity, Control, GenerateRequest, Generated, GeneratedImage, InfotextOptions,
@@ -36,6 +38,7 @@ use crate::weights::{self, SafetensorsFile, Source, demo};
 use conditioning::{Prompts, Sizes, TextEncoder};
 use describe::Description;
 use network::{GuidedUnet, channels_first};
+use networks::MergedNetworks;
 
 /// Pixels of a side of one latent pixel.
 pub const LATENT_PIXEL: usize = 8;
@@ -86,6 +89,11 @@ impl CheckpointSource {
 /// A loaded model, ready to make pictures. Owned by one thread.
 #[derive(Debug)]
 pub struct Pipeline {
+    /// Where LoRAs find the checkpoint's own values again.
+    source: CheckpointSource,
+    /// The mapped file; `None` for the embedded model, which is unpacked again when needed.
+    file: Option<SafetensorsFile>,
+    networks: MergedNetworks,
     identity: CheckpointIdentity,
     vae_identity: Option<VaeIdentity>,
     text: TextEncoder,
@@ -142,6 +150,9 @@ impl Pipeline {
             .unwrap_or((1024, 1024));
         crate::trim_memory();
         Ok(Self {
+            source: source.clone(),
+            file: matches!(source, CheckpointSource::File(_)).then_some(file),
+            networks: MergedNetworks::default(),
             identity,
             vae_identity: options.vae.clone(),
             text,
@@ -192,12 +203,13 @@ impl Pipeline {
             &self.table,
         );
 
-        // 3. Encode the prompts.
+        // 3. Merge the LoRAs and encode the prompts.
         let (prompt, negative) = (
             strip_comments(&request.prompt),
             strip_comments(&request.negative_prompt),
         );
-        let (plain, networks) = crate::prompt::extract_extra_networks(&prompt);
+        let (plain, _) = crate::prompt::extract_extra_networks(&prompt);
+        self.merge_networks(request)?;
         let prompts = timed(&mut timings.text, || {
             self.text
                 .prompts(&plain, &negative, plan.expected_calls(), request.emphasis)
@@ -214,6 +226,8 @@ impl Pipeline {
             checkpoint: &self.identity,
             vae: self.vae_identity.as_ref(),
             plan: &plan,
+            lora_hashes: self.networks.hashes(),
+            embedding_hashes: prompts.embedding_hashes(),
         };
         let mut extra_params = description.extra_params(&Vec::new());
         let (mut images, mut interrupted) = (Vec::new(), false);
@@ -254,10 +268,8 @@ impl Pipeline {
                 break;
             }
         }
-        let comments = networks
-            .iter()
-            .map(|n| format!("`<{}:…>` tags are not supported yet: ignored", n.kind))
-            .collect();
+        let mut comments = request.networks.comments();
+        comments.extend(self.networks.comments());
         Ok(Generated {
             images,
             seeds,
@@ -267,6 +279,31 @@ impl Pipeline {
             interrupted,
             comments,
         })
+    }
+
+    /// Brings the weights and the textual inversions to what the request names.
+    fn merge_networks(&mut self, request: &GenerateRequest) -> Result<(), Error> {
+        let wanted = &request.networks.files;
+        if !self.networks.holds(wanted) {
+            let start = Instant::now();
+            let reopened;
+            let file = if let Some(file) = &self.file {
+                file
+            } else {
+                reopened = self.source.open()?;
+                &reopened
+            };
+            let mut layers = self.text.layers_mut();
+            layers.extend(self.unet.layers_mut());
+            self.networks.switch(wanted, file, layers)?;
+            crate::trim_memory();
+            let seconds = start.elapsed().as_secs_f64();
+            tracing::info!(networks = wanted.len(), seconds, "LoRAs merged");
+        }
+        let bundled = self.networks.embeddings().iter();
+        let embeddings = request.embeddings.iter().chain(bundled).cloned().collect();
+        self.text.set_embeddings(embeddings);
+        Ok(())
     }
 
     /// Runs the sampler over one batch.

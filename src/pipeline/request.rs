@@ -1,11 +1,14 @@
 //! What a job is asked for, what it reports on the way, and what it returns. Plain data: no tensor, no HTTP.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::networks::Networks;
 use crate::imaging::infotext::Params;
 use crate::prompt::Emphasis;
 use crate::rng::NoiseSource;
 use crate::sampling::{Sampler, SamplerOptions, Scheduler};
+use crate::weights::embedding::Embedding;
 
 /// One job: `batch_count` batches of `batch_size` pictures from consecutive seeds.
 ///
@@ -52,6 +55,10 @@ pub struct GenerateRequest {
     pub tiling: bool,
     /// Keep the final latents in the result.
     pub keep_latents: bool,
+    /// What the prompt's `<lora:…>` tags stand for (see [`Networks::resolve`]); tags by themselves have no effect.
+    pub networks: Networks,
+    /// Textual inversions that prompts may name.
+    pub embeddings: Vec<Arc<Embedding>>,
     /// What the infotext says beyond what this request implies.
     pub infotext: InfotextOptions,
 }
@@ -63,6 +70,10 @@ pub struct InfotextOptions {
     pub model_hash: bool,
     /// Write `Model`.
     pub model_name: bool,
+    /// Write `Lora hashes`.
+    pub lora_hashes: bool,
+    /// Write `TI hashes`.
+    pub embedding_hashes: bool,
     /// Text of `Version`; `None` leaves the key out.
     pub version: Option<String>,
     /// Whether `CFG scale` was typed as an integer (`7`) or arrived as a float (`7.0`): A1111 prints Python numbers.
@@ -74,6 +85,8 @@ impl Default for InfotextOptions {
         Self {
             model_hash: true,
             model_name: true,
+            lora_hashes: true,
+            embedding_hashes: true,
             version: Some(crate::config::VERSION_TEXT.to_string()),
             cfg_scale_as_int: false,
         }
