@@ -5,14 +5,17 @@
 //! A1111's own flags (`--listen`, `--ckpt-dir`, …) are translated in [`a1111`], the sources merged in [`layers`].
 
 pub mod a1111;
+mod a1111_flags;
+mod device;
 pub mod layers;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use serde::{Deserialize, Serialize, Serializer};
+
+pub use device::{DeviceChoice, DtypeChoice};
 
 /// What `Version:` says in the infotext.
 pub const VERSION_TEXT: &str = "v1.10.1";
@@ -88,6 +91,7 @@ pub struct Config {
 /// The HTTP server.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub struct Server {
     /// Address to listen on.
     pub host: String,
@@ -296,101 +300,6 @@ impl Serialize for Secret {
     }
 }
 
-/// Device as typed; what it comes to is decided on the device thread.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum DeviceChoice {
-    /// CUDA if this build and machine have it, else the CPU.
-    #[default]
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// A CUDA device by ordinal.
-    Cuda(usize),
-}
-
-impl FromStr for DeviceChoice {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "cpu" => Ok(Self::Cpu),
-            "cuda" => Ok(Self::Cuda(0)),
-            other => other
-                .strip_prefix("cuda:")
-                .and_then(|ordinal| ordinal.parse().ok())
-                .map(Self::Cuda)
-                .ok_or_else(|| {
-                    format!("unknown device: `{text}`; use `auto`, `cpu`, `cuda` or `cuda:N`")
-                }),
-        }
-    }
-}
-
-impl TryFrom<String> for DeviceChoice {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<DeviceChoice> for String {
-    fn from(choice: DeviceChoice) -> Self {
-        choice.to_string()
-    }
-}
-
-impl fmt::Display for DeviceChoice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Auto => f.write_str("auto"),
-            Self::Cpu => f.write_str("cpu"),
-            Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
-        }
-    }
-}
-
-/// Compute type as typed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", rename_all = "lowercase")]
-pub enum DtypeChoice {
-    /// f32 on the CPU, f16 on CUDA.
-    #[default]
-    Auto,
-    /// 32-bit float.
-    F32,
-    /// Brain float.
-    Bf16,
-    /// Half float.
-    F16,
-}
-
-impl FromStr for DtypeChoice {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "f32" => Ok(Self::F32),
-            "bf16" => Ok(Self::Bf16),
-            "f16" => Ok(Self::F16),
-            _ => Err(format!(
-                "unknown dtype: `{text}`; use `auto`, `f32`, `bf16` or `f16`"
-            )),
-        }
-    }
-}
-
-impl TryFrom<String> for DtypeChoice {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
 /// One thing wrong with the settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
@@ -503,6 +412,21 @@ impl Config {
         with_default(&self.models_dir().join("VAE"), &self.paths.vae_dirs)
     }
 
+    /// Directories searched for `LoRA`s.
+    #[must_use]
+    pub fn lora_dirs(&self) -> Vec<PathBuf> {
+        let mut dirs = with_default(&self.models_dir().join("Lora"), &self.paths.lora_dirs);
+        dirs.push(self.models_dir().join("LyCORIS"));
+        dirs
+    }
+
+    /// Directory of textual inversions.
+    #[must_use]
+    pub fn embeddings_dir(&self) -> PathBuf {
+        let dir = self.paths.embeddings_dir.clone();
+        dir.unwrap_or_else(|| self.data_dir.join("embeddings"))
+    }
+
     /// The options store, A1111's `config.json`.
     #[must_use]
     pub fn settings_file(&self) -> PathBuf {
@@ -549,16 +473,5 @@ mod tests {
         let secret = Secret::new("user:hunter2");
         assert_eq!(format!("{secret:?}"), "***");
         assert_eq!(serde_json::to_string(&secret).unwrap(), "\"***\"");
-    }
-
-    #[test]
-    fn devices_parse_and_print() {
-        assert_eq!("cuda:3".parse(), Ok(DeviceChoice::Cuda(3)));
-        assert_eq!(DeviceChoice::Cuda(0).to_string(), "cuda:0");
-        let error = "gpu".parse::<DeviceChoice>().unwrap_err();
-        assert_eq!(
-            error,
-            "unknown device: `gpu`; use `auto`, `cpu`, `cuda` or `cuda:N`"
-        );
     }
 }

@@ -41,3 +41,14 @@ pub fn init(log: &Log) {
         tracing::debug!("logging was already started");
     }
 }
+
+/// Largest resident size of this process so far, in bytes; `None` where the system does not say.
+#[must_use]
+pub fn peak_memory_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}

@@ -1,5 +1,7 @@
 //! Lists, options, flags, health and the manners of every route, on a real server.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "support/server.rs"]
 mod server;
 
@@ -111,6 +113,12 @@ fn lists_have_exactly_a1111s_keys() {
     let memory = list("/sdapi/v1/memory");
     assert_eq!(keys(&memory), set(&["ram", "cuda"]));
     assert!(memory["ram"]["used"].as_f64() > Some(1e6), "{memory}");
+}
+
+#[test]
+fn an_idle_server_reports_exactly_a1111s_idle_state() {
+    let server = Server::start(&[]);
+    let list = |path: &str| server.get(path).json();
     assert_eq!(
         server.get("/sdapi/v1/progress").text(),
         r#"{"progress":0.0,"eta_relative":0.0,"state":{"skipped":false,"interrupted":false,"stopping_generation":false,"job":"","job_count":0,"job_timestamp":"0","job_no":0,"sampling_step":0,"sampling_steps":0},"current_image":null,"textinfo":null}"#
@@ -215,7 +223,11 @@ fn routes_have_fastapis_manners() {
         preflight("http://evil.example").header("access-control-allow-origin"),
         None
     );
+}
 
+#[test]
+fn bodies_are_compressed_limited_or_ignored_as_clients_expect() {
+    let server = Server::start(&["--body-limit", "1"]);
     let gzip = server.send(
         "GET",
         "/sdapi/v1/options",

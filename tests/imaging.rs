@@ -1,4 +1,4 @@
-//! Picture files and picture operations against Pillow's and `OpenCV`'s results.
+//! Picture files: what Pillow writes is read, what is written is read back, damage and size are errors.
 //!
 //! `tests/golden/imaging_*.json` come from `tests/golden/make/imaging.py`. Lossless files and 8-bit operations are compared
 //! exactly. Lossy files allow what two correct decoders of a smooth 24x16 picture may differ by, stated in each case.

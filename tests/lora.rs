@@ -13,13 +13,21 @@ mod support {
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use candle_core::{DType, Device};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use sdgen::models::Unet;
 use sdgen::nn::{Placement, Rewrite};
 use sdgen::pipeline::conditioning::{EncodedText, TextEncoder};
-use sdgen::pipeline::networks::{MergedNetworks, NetworkFile};
-use sdgen::prompt::{Emphasis, Tokenizer};
+use sdgen::pipeline::merged::MergedNetworks;
+use sdgen::pipeline::networks::{KnownLora, NetworkFile};
+use sdgen::pipeline::{
+    CheckpointIdentity, CheckpointSource, GenerateRequest, Generated, Hires, HiresSize,
+    HiresUpscaler, InfotextOptions, LoadOptions, Pipeline,
+};
+use sdgen::prompt::{Emphasis, ScheduleSteps, Tokenizer};
+use sdgen::rng::NoiseSource;
+use sdgen::sampling::{Sampler, SamplerOptions, Scheduler};
 use sdgen::weights::embedding::Embedding;
 use sdgen::weights::lora::{LoraFile, Plan, Targets, Use};
 use sdgen::weights::{SafetensorsFile, Source};
@@ -180,6 +188,7 @@ impl Model {
             unet_multiplier: unet,
             dyn_dim: None,
             hash: "0123456789ab".into(),
+            modified: None,
         }
     }
 
@@ -308,10 +317,7 @@ fn a_multiplier_of_zero_changes_nothing_but_counts_as_applied() {
     let set = [model.network("full_te", 0.0, 0.0)];
     assert!(model.switch(&set));
     assert_eq!(model.outputs(&inputs), plain);
-    assert_eq!(
-        model.networks.hashes().as_deref(),
-        Some("full_te: 0123456789ab")
-    );
+    assert_eq!(model.networks.hashes(), ["full_te: 0123456789ab"]);
 }
 
 #[test]
@@ -362,8 +368,8 @@ fn what_does_not_fit_is_skipped_counted_and_named() {
     }
     assert_eq!(comments.len(), 6, "{comments:#?}");
     assert_eq!(
-        model.networks.hashes().as_deref(),
-        Some("wrong: 0123456789ab, flux: 0123456789ab")
+        model.networks.hashes(),
+        ["wrong: 0123456789ab", "flux: 0123456789ab"]
     );
 }
 
@@ -445,18 +451,148 @@ fn a_textual_inversion_of_a_words_own_vectors_is_that_word() {
     assert_eq!(got.context.len(), want.context.len());
     // Only the ids differ: 0 stands where a vector goes.
     assert_eq!(got, want);
+    let steps = ScheduleSteps {
+        base: 4,
+        hires: None,
+    };
     let prompts = model
         .text
-        .prompts(
-            "photo word",
-            "a photo word AND photo word",
-            4,
-            Emphasis::Original,
-        )
+        .prompts("photo word", "a photo word", steps, Emphasis::Original)
         .expect("encodes");
+    let hashes: Vec<String> = prompts.embedding_hashes().collect();
     assert_eq!(
-        prompts.embedding_hashes().as_deref(),
-        Some("Photo Word: abcdef012345")
+        hashes, ["Photo Word: abcdef012345"; 2],
+        "positive and negative"
+    );
+}
+
+/// A small job on the tiny checkpoint that knows the golden LoRAs.
+fn job(model: &Model, prompt: &str) -> GenerateRequest {
+    let known = FILES.map(|(name, ..)| {
+        let lora = KnownLora {
+            path: model.path(name),
+            hash: format!("hash of {name}"),
+            modified: None,
+        };
+        (name.to_string(), lora)
+    });
+    GenerateRequest {
+        prompt: prompt.into(),
+        negative_prompt: String::new(),
+        seed: 1,
+        subseed: 0,
+        subseed_strength: 0.0,
+        seed_resize_from: None,
+        sampler: Sampler::Euler,
+        scheduler: Scheduler::Automatic,
+        sampler_options: SamplerOptions::default(),
+        steps: 2,
+        cfg_scale: 7.0,
+        width: 64,
+        height: 64,
+        batch_size: 1,
+        batch_count: 2,
+        clip_skip: 1,
+        noise_source: NoiseSource::Cpu,
+        emphasis: Emphasis::Original,
+        tiling: false,
+        keep_latents: true,
+        init_image: None,
+        hires: None,
+        loras: Some(known.into()),
+        embeddings: Vec::new(),
+        infotext: InfotextOptions::default(),
+    }
+}
+
+fn latents(done: &Generated) -> Vec<&[f32]> {
+    let images = done.images.iter();
+    images
+        .map(|image| image.latents.as_deref().expect("kept"))
+        .collect()
+}
+
+#[test]
+fn a_job_puts_its_networks_on_and_each_pass_its_own() {
+    let model = Model::load();
+    let path = model.folder.path().join("tiny.safetensors");
+    std::fs::write(&path, golden::unpack(TINY)).expect("written");
+    let options = LoadOptions {
+        device: Device::Cpu,
+        dtype: DType::F32,
+        vae: None,
+    };
+    let source = CheckpointSource::File(path);
+    let mut pipeline =
+        Pipeline::load(&source, CheckpointIdentity::default(), &options).expect("loads");
+    let mut run = |request: &GenerateRequest| pipeline.generate(request, &()).expect("a picture");
+    let hires = |prompt: &str| {
+        Some(Hires {
+            size: HiresSize::Scale(2.0),
+            upscaler: HiresUpscaler::find("Latent").expect("an upscaler"),
+            steps: 2,
+            strength: 0.7,
+            sampler: None,
+            scheduler: None,
+            prompt: prompt.into(),
+            negative_prompt: String::new(),
+            cfg_scale: None,
+        })
+    };
+    let plain = run(&job(&model, "a cat"));
+    let tagged = "a cat<lora:full_te:1> <lora:none:1><hypernet:old:1>";
+    let with_lora = run(&job(&model, tagged));
+    assert_ne!(latents(&with_lora), latents(&plain));
+    assert_eq!(
+        with_lora.comments,
+        [
+            "Lora not found: none",
+            "Hypernetworks are not supported: `<hypernet:old>` was ignored"
+        ]
+    );
+    let infotext = &with_lora.images[0].infotext;
+    assert!(
+        infotext.contains("Lora hashes: \"full_te: hash of full_te\", "),
+        "{infotext}"
+    );
+    let ignored = GenerateRequest {
+        loras: None,
+        ..job(&model, "a cat<lora:full_te:1>")
+    };
+    let ignored = run(&ignored);
+    assert_eq!(
+        (latents(&ignored), ignored.comments.len()),
+        (latents(&plain), 0)
+    );
+
+    let twice = |prompt: &str, second: &str| GenerateRequest {
+        hires: hires(second),
+        ..job(&model, prompt)
+    };
+    let both = run(&twice("a cat<lora:full_te:1>", ""));
+    let first_only = run(&twice("a cat<lora:full_te:1>", "a cat"));
+    let second_only = run(&twice("a cat", "a cat<lora:full_te:1>"));
+    let neither = run(&twice("a cat", ""));
+    let results = [&both, &first_only, &second_only, &neither].map(latents);
+    for (i, one) in results.iter().enumerate() {
+        assert!(results[..i].iter().all(|other| other != one), "case {i}");
+    }
+    assert_eq!(
+        latents(&run(&twice("a cat<lora:full_te:1>", "a cat"))),
+        results[1]
+    );
+    assert!(second_only.images[0].infotext.contains("Lora hashes"));
+    assert_eq!(
+        latents(&run(&job(&model, "a cat"))),
+        latents(&plain),
+        "no trace"
+    );
+
+    let bad = pipeline.generate(&job(&model, "<lora:full_te:much>"), &());
+    let message = bad.expect_err("not a number").to_string();
+    assert_eq!(
+        message,
+        "`<lora:full_te:…>`: multiplier `much` is not a number"
     );
 }
 

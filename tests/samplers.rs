@@ -3,14 +3,19 @@
 
 mod support {
     pub(crate) mod close;
+    pub(crate) mod golden;
     pub(crate) mod tensors;
 }
 
 use std::convert::Infallible;
 
+use candle_core::{Device, Tensor};
+use sdgen::models::Unet;
+use sdgen::nn::Placement;
 use sdgen::sampling::{
-    Denoiser, Flag, Latents, Levels, Plan, PredictedNoise, Sampler, SamplerOptions, ScheduleShape,
-    Scheduler, SigmaTable, StepNoise, UniPcVariant, plan, sample, timestep_list,
+    CfgDenoiser, Denoiser, Flag, Guidance, Latents, Levels, Network, Plan, PredictedNoise,
+    Prediction, Sampler, SamplerOptions, ScheduleShape, Scheduler, SigmaTable, StepNoise, Uncond,
+    UniPcVariant, plan, sample, timestep_list,
 };
 use support::close::{Tolerance, assert_close, assert_close_relative};
 use support::tensors::{Tensors, json};
@@ -426,4 +431,80 @@ fn compare_all<D>(
 #[test]
 fn toy_trajectories_equal_the_reference() {
     compare_all("toy", Toy::default, |_| TOY);
+}
+
+/// The tiny UNet with the prompts of the golden run.
+struct TinyUnet {
+    unet: Unet,
+    conditioning: sdgen::models::Conditioning,
+}
+
+impl TinyUnet {
+    fn load() -> Self {
+        let golden = Tensors::open("samplers.safetensors");
+        let both = |name: &str| {
+            let rows = ["cond", "uncond"].map(|side| {
+                let (shape, values) = golden.get(&format!("model.{side}.{name}"));
+                Tensor::from_vec(values, shape, &Device::Cpu).expect("shape fits")
+            });
+            Tensor::cat(&rows, 0).expect("same shape")
+        };
+        let file = support::golden::open("tiny_sdxl.safetensors");
+        let unet = Unet::new(&file, &Placement::cpu()).expect("UNet");
+        let conditioning = unet.condition(&both("context"), &both("y")).expect("fits");
+        Self { unet, conditioning }
+    }
+}
+
+impl Network for &TinyUnet {
+    type Error = candle_core::Error;
+
+    fn predict(
+        &mut self,
+        x: &Latents,
+        timestep: f32,
+        _call: usize,
+        _uncond: Uncond,
+    ) -> candle_core::Result<Prediction> {
+        let x =
+            Tensor::from_slice(&x.data, x.shape.to_vec(), &Device::Cpu)?.permute((0, 2, 3, 1))?;
+        let x = Tensor::cat(&[&x, &x], 0)?.contiguous()?;
+        let eps = self
+            .unet
+            .forward(&x, &[timestep; 2], &self.conditioning)?
+            .permute((0, 3, 1, 2))?;
+        let row = |i| {
+            let row = eps.narrow(0, i, 1)?;
+            let shape = row.dims4()?;
+            let data = row.flatten_all()?.to_vec1()?;
+            Ok::<_, candle_core::Error>(Latents::new(data, [shape.0, shape.1, shape.2, shape.3]))
+        };
+        Ok(Prediction {
+            cond: vec![(1.0, row(0)?)],
+            uncond: Some(row(1)?),
+        })
+    }
+}
+
+/// 5e-4 of the largest value over 6 to 8 UNet calls; LMS and DPM adaptive amplify rounding, hence 1e-3 (the golden data's own).
+#[test]
+fn trajectories_on_the_tiny_unet_equal_the_reference() {
+    let tiny = TinyUnet::load();
+    // Any sigma plan: the reference runs have no consistency scalings, not even LCM's.
+    let euler = plan(
+        Sampler::Euler,
+        Scheduler::Karras,
+        6,
+        &SamplerOptions::default(),
+        &SigmaTable::default(),
+    );
+    let denoiser = || CfgDenoiser::new(&tiny, Guidance::default(), &euler, |_, _| {});
+    compare_all("model", denoiser, |name| Tolerance {
+        abs: 0.0,
+        rel_of_max: if name.starts_with("lms") || name.starts_with("dpm_adaptive") {
+            1e-3
+        } else {
+            5e-4
+        },
+    });
 }

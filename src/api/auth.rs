@@ -49,14 +49,15 @@ fn basic(header: &str) -> Option<Vec<u8>> {
 /// Compares with every pair, whether or not one has matched.
 fn is_known(sent: &[u8], pairs: &[Secret]) -> bool {
     let sent = Sha256::digest(sent);
-    pairs.iter().fold(false, |known, pair| {
+    let matches = |pair: &Secret| {
         let wanted = Sha256::digest(pair.expose().as_bytes());
         let difference = sent
             .iter()
             .zip(wanted.iter())
             .fold(0u8, |all, (a, b)| all | (a ^ b));
-        known | (difference == 0)
-    })
+        u8::from(difference == 0)
+    };
+    pairs.iter().fold(0, |known, pair| known | matches(pair)) != 0
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use super::body::Body;
 use super::error::{ApiError, Problem, with_causes};
 use super::types::{PNG_INFO, text};
 use super::{App, blocking, fields, vocabulary};
-use crate::engine::models::Checkpoint;
+use crate::engine::checkpoint::Checkpoint;
 use crate::imaging;
 use crate::imaging::infotext::PNG_KEYWORD;
 

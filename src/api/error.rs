@@ -1,7 +1,7 @@
 //! The only place where an error becomes a status code and a JSON body, in A1111's three shapes.
 //!
 //! Application errors: `{error, detail, body, errors}`, with the message in `detail` and in `errors` (A1111 leaves one of
-//! them empty, clients read either). Validation: FastAPI's list of `{loc, msg, type}`, status 422. Routing: `{detail}`.
+//! them empty, clients read either). Validation: `FastAPI`'s list of `{loc, msg, type}`, status 422. Routing: `{detail}`.
 
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -164,7 +164,7 @@ fn engine_answer(error: &engine::Error) -> Response {
         engine::Error::CheckpointNotFound { .. } | engine::Error::VaeNotFound { .. } => {
             (StatusCode::NOT_FOUND, "HTTPException")
         }
-        engine::Error::Pipeline(pipeline::Error::Invalid(_)) => {
+        engine::Error::Pipeline(pipeline::Error::Invalid(_) | pipeline::Error::Picture(_)) => {
             (StatusCode::BAD_REQUEST, "HTTPException")
         }
         engine::Error::Io { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "OSError"),

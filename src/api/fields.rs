@@ -1,9 +1,9 @@
 //! The lenient reading of request bodies that A1111's clients rely on: a table of fields with kinds and defaults, applied to
 //! whatever JSON arrived.
 //!
-//! Follows pydantic v1 as FastAPI used it: numeric strings are numbers, floats are truncated to ints, 0/1 and `"on"`/`"off"`
+//! Follows pydantic v1 as `FastAPI` used it: numeric strings are numbers, floats are truncated to ints, 0/1 and `"on"`/`"off"`
 //! are booleans, numbers are text where text is wanted, unknown fields are ignored, `null` means the default. Every problem
-//! of a body is reported at once, in FastAPI's form.
+//! of a body is reported at once, in `FastAPI`'s form.
 
 use serde_json::{Map, Number, Value, json};
 
@@ -96,7 +96,7 @@ pub fn read(body: &[u8], table: &[Field]) -> Result<Map<String, Value>, ApiError
 /// Reads a body that must be a JSON object.
 ///
 /// # Errors
-/// [`ApiError::Invalid`] in FastAPI's words for an empty body, malformed JSON, text that is not UTF-8, or another JSON type.
+/// [`ApiError::Invalid`] in `FastAPI`'s words for an empty body, malformed JSON, text that is not UTF-8, or another JSON type.
 pub fn parse_object(body: &[u8]) -> Result<Map<String, Value>, ApiError> {
     let problem =
         |loc: Vec<Value>, msg: String, kind| ApiError::Invalid(vec![Problem { loc, msg, kind }]);
@@ -139,7 +139,7 @@ pub fn parse_object(body: &[u8]) -> Result<Map<String, Value>, ApiError> {
 /// Makes a value fit its kind.
 ///
 /// # Errors
-/// The problems in FastAPI's words; more than one for lists.
+/// The problems in `FastAPI`'s words; more than one for lists.
 pub fn coerce(name: &str, kind: Kind, value: Value) -> Result<Value, Vec<Problem>> {
     let wrong = |msg: &str, kind| vec![Problem::field(name, msg, kind)];
     match kind {

@@ -71,7 +71,7 @@ async fn time(State(app): State<Arc<App>>, request: Request, next: Next) -> Resp
     response
 }
 
-/// FastAPI answers HEAD only where a route says so; probes use `/` and the health routes.
+/// `FastAPI` answers HEAD only where a route says so; probes use `/` and the health routes.
 async fn head_only_where_useful(request: Request, next: Next) -> Response {
     let allowed = matches!(
         request.uri().path(),

@@ -10,6 +10,7 @@ pub mod error;
 pub mod fields;
 pub mod generate;
 pub mod middleware;
+pub mod networks;
 pub mod options;
 pub mod options_table;
 pub mod outputs;
@@ -171,7 +172,7 @@ pub fn router(app: &Arc<App>) -> Router {
     };
     let strip = prefix.map(|prefix| format!("/{prefix}"));
     let routed = routed
-        .fallback(move |request: Request| no_such_path(request, known.clone(), strip.clone()));
+        .fallback(async move |request: Request| no_such_path(&request, &known, strip.as_deref()));
     middleware::wrap(routed.with_state(app.clone()), app)
 }
 
@@ -193,6 +194,10 @@ fn routes(app: &App) -> Routes {
         ("/sdapi/v1/latent-upscale-modes", get(catalog::latent_upscale_modes)),
         ("/sdapi/v1/sd-models", get(catalog::sd_models)),
         ("/sdapi/v1/sd-vae", get(catalog::sd_vae)),
+        ("/sdapi/v1/loras", get(networks::loras)),
+        ("/sdapi/v1/refresh-loras", post(networks::refresh_loras)),
+        ("/sdapi/v1/embeddings", get(networks::embeddings)),
+        ("/sdapi/v1/refresh-embeddings", post(networks::refresh_embeddings)),
         ("/sdapi/v1/prompt-styles", get(styles::prompt_styles)),
         ("/sdapi/v1/scripts", get(catalog::scripts)),
         ("/sdapi/v1/script-info", get(catalog::empty_list)),
@@ -244,10 +249,10 @@ async fn method_not_allowed() -> ApiError {
 }
 
 /// 404, or a redirect to the path without its trailing slash if that one exists.
-async fn no_such_path(
-    request: Request,
-    known: Arc<BTreeSet<&'static str>>,
-    prefix: Option<String>,
+fn no_such_path(
+    request: &Request,
+    known: &BTreeSet<&'static str>,
+    prefix: Option<&str>,
 ) -> Response {
     let uri = request.uri();
     let path = uri.path();
@@ -255,7 +260,6 @@ async fn no_such_path(
         return ApiError::NotFound.into_response();
     };
     let inner = prefix
-        .as_deref()
         .and_then(|prefix| slashless.strip_prefix(prefix))
         .unwrap_or(slashless);
     if !known.contains(inner) {

@@ -4,7 +4,7 @@
 //! file that is not JSON is an error at start and is never overwritten.
 
 use std::path::PathBuf;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Mutex, PoisonError, RwLock};
 
 use serde_json::{Map, Value};
 
@@ -106,6 +106,8 @@ impl Options {
 #[derive(Debug)]
 pub struct OptionStore {
     path: PathBuf,
+    /// Held while the file is written.
+    saving: Mutex<()>,
     values: RwLock<Options>,
 }
 
@@ -120,18 +122,18 @@ impl OptionStore {
             let Some((name, kind, _)) = find(&key) else {
                 continue;
             };
-            match (value, *kind) {
-                (Value::Null, _) => {}
-                (value, kind) => match fields::coerce(name, kind, value) {
-                    Ok(value) => options.set(name, value),
-                    Err(_) => {
-                        tracing::warn!(key, path = %path.display(), "option of a wrong type ignored")
-                    }
-                },
+            if value.is_null() {
+                continue;
+            }
+            if let Ok(value) = fields::coerce(name, *kind, value) {
+                options.set(name, value);
+            } else {
+                tracing::warn!(key, path = %path.display(), "option of a wrong type ignored");
             }
         }
         Ok(Self {
             path,
+            saving: Mutex::default(),
             values: RwLock::new(options),
         })
     }
@@ -158,6 +160,7 @@ impl OptionStore {
     /// # Errors
     /// The file cannot be written; the values in memory stay changed, as in A1111.
     pub fn save(&self, changes: &Map<String, Value>) -> Result<(), ApiError> {
+        let _alone = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
         self.apply(changes);
         let mut stored = read_file(&self.path)
             .map_err(|error| ApiError::failure("OSError", error.to_string()))?;

@@ -183,10 +183,10 @@ async fn encode_preview(app: &Arc<App>, format: Format) -> Result<Option<(String
 
 /// Unknown query names are ignored; of a repeated one the last counts.
 fn skip_current_image(query: &str) -> Result<bool, ApiError> {
-    let values = query
+    let mut values = query
         .split('&')
         .filter_map(|pair| pair.strip_prefix("skip_current_image="));
-    let Some(value) = values.last() else {
+    let Some(value) = values.next_back() else {
         return Ok(false);
     };
     match fields::coerce("skip_current_image", fields::Kind::Bool, Value::from(value)) {

@@ -10,13 +10,15 @@ use super::options::{self, Options};
 use super::types::Txt2Img;
 use super::{styles, vocabulary};
 use crate::config::VERSION_TEXT;
+use crate::engine::checkpoint::{Selection, VaeChoice};
 use crate::engine::limits::{Numbers, check, resolve_seed};
-use crate::engine::models::{Selection, VaeChoice};
 use crate::engine::{self, Job};
 use crate::imaging::Format;
 use crate::pipeline::GenerateRequest;
-use crate::pipeline::networks::Networks;
 use crate::pipeline::request::InfotextOptions;
+
+/// Bytes of a client's task id; it is kept and listed while the job waits.
+const LONGEST_TASK_ID: usize = 256;
 
 /// A checked request and its job.
 #[derive(Debug)]
@@ -41,6 +43,14 @@ pub fn prepare(app: &App, wire: Map<String, Value>) -> Result<Prepared, ApiError
     let request: Txt2Img = serde_json::from_value(Value::Object(wire.clone()))
         .map_err(|error| ApiError::failure("ValueError", error.to_string()))?;
     check_numbers(app, &request)?;
+    if request
+        .force_task_id
+        .as_ref()
+        .is_some_and(|id| id.len() > LONGEST_TASK_ID)
+    {
+        let message = format!("has more than {LONGEST_TASK_ID} bytes");
+        return Err(vec![Problem::limit("force_task_id", message)].into());
+    }
     refuse_unsupported(&request)?;
     refuse_scripts(&request)?;
     let options = options_in_force(app, &request)?;
@@ -49,7 +59,13 @@ pub fn prepare(app: &App, wire: Map<String, Value>) -> Result<Prepared, ApiError
         .parse()
         .map_err(|error: crate::imaging::Error| ApiError::bad_request(error.to_string()))?;
     let (prompt, negative_prompt) = styled(app, &request);
-    let generate = build_request(&request, prompt, negative_prompt, &options)?;
+    let mut generate = build_request(&request, prompt, negative_prompt, &options)?;
+    app.engine.catalog().add_networks(&mut generate);
+    if request.disable_extra_networks {
+        generate.loras = None;
+    }
+    let checked = generate.check_networks();
+    checked.map_err(|error| ApiError::bad_request(error.to_string()))?;
     let model = select(app, &options)?;
     let preview_every = if options.flag("live_previews_enable") {
         options.int("show_progress_every_n_steps").max(0) as usize
@@ -208,7 +224,7 @@ fn options_in_force(app: &App, request: &Txt2Img) -> Result<Options, ApiError> {
     if let Some(name) = overrides.get("sd_model_checkpoint").and_then(Value::as_str) {
         match app.engine.catalog().find(name) {
             Ok(checkpoint) => {
-                drop(overrides.insert("sd_model_checkpoint".into(), checkpoint.title().into()))
+                drop(overrides.insert("sd_model_checkpoint".into(), checkpoint.title().into()));
             }
             Err(engine::Error::CheckpointNotFound { name, .. }) => {
                 // A1111's contract: the override is dropped and the request goes on with the current model.
@@ -299,8 +315,10 @@ fn build_request(
         emphasis: vocabulary::find_emphasis(options.text("emphasis"))
             .map_err(ApiError::bad_request)?,
         tiling: request.tiling.unwrap_or_else(|| options.flag("tiling")),
+        init_image: None,
+        hires: None,
         keep_latents: false,
-        networks: Networks::default(),
+        loras: None,
         embeddings: Vec::new(),
         infotext: InfotextOptions {
             model_hash: options.flag("add_model_hash_to_info"),

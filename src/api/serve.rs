@@ -73,9 +73,10 @@ pub async fn run(listener: TcpListener, app: Arc<App>) -> std::io::Result<()> {
     // Files of jobs whose clients have left are written before the process goes.
     app.tasks.close();
     app.tasks.wait().await;
-    match tokio::time::timeout(LAST_ANSWERS, server).await {
-        Ok(ended) => ended??,
-        Err(_) => tracing::warn!("a client did not read its answer in time"),
+    if let Ok(ended) = tokio::time::timeout(LAST_ANSWERS, server).await {
+        ended??;
+    } else {
+        tracing::warn!("a client did not read its answer in time");
     }
     tracing::info!("stopped");
     Ok(())

@@ -58,7 +58,7 @@ pub fn find_emphasis(name: &str) -> Result<Emphasis, String> {
     })
 }
 
-/// `unknown sampler: `x`; valid: `a`, `b``.
+/// The sentence that says what is unknown and what there is.
 fn unknown(what: &str, name: &str, valid: impl Iterator<Item = &'static str>) -> String {
     let valid: Vec<String> = valid.map(|name| format!("`{name}`")).collect();
     let shown: String = name.chars().take(100).collect();

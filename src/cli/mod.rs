@@ -3,6 +3,7 @@
 //! Exit codes are a contract: 0 done, 1 the job or command failed, 2 usage or configuration, 130 interrupted. One line on
 //! stderr says what happened and what to do. Results go to stdout, progress and logs to stderr.
 
+pub mod bench;
 pub mod inspect;
 pub mod models;
 pub mod output;
@@ -17,6 +18,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::config::a1111;
 use crate::config::layers::{self, Input, Loaded, Setting};
@@ -46,6 +48,35 @@ impl Stop {
     /// Exit 2 with a sentence.
     pub fn usage_text(text: impl Into<String>) -> Self {
         Self::Usage(anyhow::Error::msg(text.into()))
+    }
+}
+
+/// Whether progress is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verbosity {
+    /// A bar on stderr, if that is a terminal.
+    Normal,
+    /// Nothing but errors.
+    Quiet,
+}
+
+impl Verbosity {
+    /// The flag `--quiet`.
+    #[must_use]
+    pub fn from_flag(quiet: bool) -> Self {
+        if quiet { Self::Quiet } else { Self::Normal }
+    }
+
+    /// A bar of this length and look. Its template must be valid.
+    #[must_use]
+    pub fn bar(self, length: Option<u64>, template: &'static str) -> ProgressBar {
+        let target = match self {
+            Self::Normal => ProgressDrawTarget::stderr(),
+            Self::Quiet => ProgressDrawTarget::hidden(),
+        };
+        let style =
+            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        ProgressBar::with_draw_target(length, target).with_style(style)
     }
 }
 
@@ -82,12 +113,14 @@ pub enum Command {
         after_help = "A1111's own flags are accepted as well (--listen, --ckpt-dir DIR, --api-auth USER:PASSWORD, …), \
         also from the environment variables A1111_ARGS and COMMANDLINE_ARGS. Unknown flags are reported and ignored."
     )]
-    Serve(serve::ServeArgs),
+    Serve(Box<serve::ServeArgs>),
     /// List, describe, hash and download checkpoints
     #[command(subcommand)]
     Models(models::ModelsCommand),
     /// Print the generation parameters inside a picture
     PngInfo(inspect::PngInfoArgs),
+    /// Measure the parts of a job, or single operations
+    Bench(bench::BenchArgs),
     /// Print the merged settings and where each came from
     Config,
 }
@@ -129,10 +162,11 @@ fn run(words: Vec<OsString>) -> Result<(), Stop> {
         }
     };
     match cli.command {
-        Command::Prompt(args) => prompt::run(*args, &cli.common),
-        Command::Serve(args) => serve::run(args, &cli.common, theirs),
+        Command::Prompt(args) => prompt::run(&args, &cli.common),
+        Command::Serve(args) => serve::run(&args, &cli.common, theirs),
         Command::Models(command) => models::run(command, &cli.common),
         Command::PngInfo(args) => inspect::png_info(&args),
+        Command::Bench(args) => bench::run(&args, &cli.common),
         Command::Config => {
             let loaded = load_config(&cli.common, Vec::new(), Vec::new())?;
             warn_all(&loaded);

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::{Common, Stop, load_config, print, pull};
+use super::{Common, Stop, Verbosity, load_config, print, pull};
+use crate::engine::checkpoint::{Checkpoint, VaeChoice};
 use crate::engine::hashes;
-use crate::engine::models::{Catalog, Checkpoint, VaeChoice};
+use crate::engine::models::Catalog;
 use crate::pipeline::CheckpointSource;
 use crate::telemetry;
 
@@ -74,8 +75,13 @@ pub fn run(command: ModelsCommand, common: &Common) -> Result<(), Stop> {
                 .clone()
                 .or_else(|| config.checkpoint_dirs().into_iter().next())
                 .unwrap_or_default();
-            let path = pull::pull(&args.source, &directory, args.sha256.as_deref(), args.quiet)
-                .map_err(Stop::failed)?;
+            let path = pull::pull(
+                &args.source,
+                &directory,
+                args.sha256.as_deref(),
+                Verbosity::from_flag(args.quiet),
+            )
+            .map_err(Stop::failed)?;
             print(&format!("{}\n", path.display()))
         }
     }

@@ -39,6 +39,7 @@ impl Output {
         format: Option<&str>,
         data_dir: &Path,
     ) -> Result<Self, Stop> {
+        let typed = format;
         let format: Option<Format> = format.map(str::parse).transpose().map_err(Stop::usage)?;
         let Some(path) = path else {
             let date = chrono::Local::now().format("%Y-%m-%d").to_string();
@@ -56,9 +57,9 @@ impl Output {
         let named: Option<Format> = extension.parse().ok().filter(|_| !is_directory);
         match (named, format) {
             (Some(named), Some(format)) if named != format => {
-                let path = path.display();
+                let (path, typed) = (path.display(), typed.unwrap_or_default());
                 Err(Stop::usage_text(format!(
-                    "`--output {path}` and `--format {format}` contradict each other; leave one out"
+                    "`--output {path}` and `--format {typed}` contradict each other; leave one out"
                 )))
             }
             (Some(named), _) => Ok(Self {
@@ -233,6 +234,23 @@ pub struct Seconds {
     pub steps_per_s: Option<f64>,
 }
 
+/// How a report is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// The files, one a line.
+    Files,
+    /// One JSON object.
+    Json,
+}
+
+impl Form {
+    /// The flag `--json`.
+    #[must_use]
+    pub fn from_flag(json: bool) -> Self {
+        if json { Self::Json } else { Self::Files }
+    }
+}
+
 /// What a command made.
 #[derive(Debug)]
 pub struct Report {
@@ -257,13 +275,13 @@ impl Report {
     ///
     /// # Errors
     /// Exit 1 if stdout cannot be written.
-    pub fn print(&self, as_json: bool) -> Result<(), Stop> {
+    pub fn print(&self, form: Form) -> Result<(), Stop> {
         let files: Vec<String> = self
             .files
             .iter()
             .map(|path| path.display().to_string())
             .collect();
-        if !as_json {
+        if form == Form::Files {
             return print(
                 &files
                     .iter()
@@ -324,7 +342,7 @@ mod tests {
         let error = choose("a.png", Some("jpeg")).unwrap_err();
         assert_eq!(
             error,
-            "`--output a.png` and `--format JPEG` contradict each other; leave one out"
+            "`--output a.png` and `--format jpeg` contradict each other; leave one out"
         );
         assert_eq!(
             choose("a.gif", None).unwrap_err(),

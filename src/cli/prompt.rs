@@ -7,20 +7,20 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::ProgressBar;
 
-use super::output::{Output, Report, Seconds, write_latents};
+use super::output::{Form, Output, Report, Seconds, write_latents};
 use super::serve::start_engine;
-use super::{Common, Stop, load_config, remote, warn_all};
+use super::{Common, Stop, Verbosity, load_config, remote, warn_all};
 use crate::api::options::{OptionStore, Options};
 use crate::api::{resolve, vocabulary};
 use crate::config::layers::{Kind, Origin, Setting, parse};
 use crate::config::{Config, VERSION_TEXT};
+use crate::engine::checkpoint::{Selection, VaeChoice};
 use crate::engine::limits::{Numbers, check, resolve_seed};
-use crate::engine::models::{Catalog, Selection, VaeChoice};
+use crate::engine::models::Catalog;
 use crate::engine::{self, Engine, Job, JobHandle, JobState, Outcome};
 use crate::pipeline::GenerateRequest;
-use crate::pipeline::networks::Networks;
 use crate::pipeline::request::InfotextOptions;
 use crate::prompt::Emphasis;
 use crate::rng::NoiseSource;
@@ -277,8 +277,10 @@ impl PromptArgs {
             noise_source: choices.noise_source,
             emphasis: Emphasis::default(),
             tiling: self.tiling,
+            init_image: None,
+            hires: None,
             keep_latents: self.save_latents.is_some(),
-            networks: Networks::default(),
+            loras: None,
             embeddings: Vec::new(),
             infotext: InfotextOptions {
                 version: Some(VERSION_TEXT.to_string()),
@@ -293,7 +295,7 @@ impl PromptArgs {
 ///
 /// # Errors
 /// Exit 2 for what was typed, 1 for the job and its files, 130 after a signal.
-pub fn run(args: PromptArgs, common: &Common) -> Result<(), Stop> {
+pub fn run(args: &PromptArgs, common: &Common) -> Result<(), Stop> {
     args.later.refuse()?;
     let choices = args.choices()?;
     let loaded = load_config(common, args.settings()?, Vec::new())?;
@@ -316,8 +318,8 @@ pub fn run(args: PromptArgs, common: &Common) -> Result<(), Stop> {
     let runtime = tokio::runtime::Runtime::new().map_err(Stop::failed)?;
     let result = runtime.block_on(async {
         match args.server.clone() {
-            Some(url) => remote::run(&args, &choices, &output, &url).await,
-            None => local(&args, &choices, &output, &loaded.config).await,
+            Some(url) => remote::run(args, &choices, &output, &url).await,
+            None => local(args, &choices, &output, &loaded.config).await,
         }
     });
     // A request that a signal cut off must not keep the process.
@@ -335,7 +337,10 @@ async fn local(
     let stop = shutdown::on_signal().map_err(Stop::failed)?;
     let engine = start_engine(config)?;
     let selection = select(engine.catalog(), config)?;
-    let bar = progress_bar(args.quiet, (args.steps * args.batch_count) as u64);
+    let bar = progress_bar(
+        Verbosity::from_flag(args.quiet),
+        (args.steps * args.batch_count) as u64,
+    );
     bar.set_message("loading");
     let load_started = Instant::now();
     let model = tokio::select! {
@@ -343,7 +348,8 @@ async fn local(
         () = stop.cancelled() => return Err(Stop::Interrupted("interrupted; no picture was made".into())),
     };
     let load_seconds = load_started.elapsed().as_secs_f64();
-    let request = args.request(choices, model.native_size);
+    let mut request = args.request(choices, model.native_size);
+    engine.catalog().add_networks(&mut request);
     let id = resolve::task_id("txt2img");
     let job = Job {
         id,
@@ -453,7 +459,7 @@ fn finish(
         dtype: Some(device.dtype.to_string()),
         checkpoint: outcome.model.title.clone(),
     };
-    report.print(args.json)?;
+    report.print(Form::from_flag(args.json))?;
     if generated.interrupted {
         let planned = request.batch_size * request.batch_count;
         return Err(Stop::Interrupted(format!(
@@ -463,16 +469,11 @@ fn finish(
     Ok(())
 }
 
-/// A bar on stderr, hidden if that is no terminal or `--quiet` was given.
+/// A bar over denoising steps.
 #[must_use]
-pub fn progress_bar(quiet: bool, steps: u64) -> ProgressBar {
-    let target = if quiet {
-        ProgressDrawTarget::hidden()
-    } else {
-        ProgressDrawTarget::stderr()
-    };
-    let style = ProgressStyle::with_template("{msg:9} {bar:30} {pos}/{len} {elapsed} (eta {eta})");
-    let bar = ProgressBar::with_draw_target(Some(steps), target);
-    bar.set_style(style.expect("the template is constant and valid"));
-    bar
+pub fn progress_bar(verbosity: Verbosity, steps: u64) -> ProgressBar {
+    verbosity.bar(
+        Some(steps),
+        "{msg:9} {bar:30} {pos}/{len} {elapsed} (eta {eta})",
+    )
 }

@@ -9,8 +9,9 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::ProgressBar;
 
+use super::Verbosity;
 use crate::config::env;
 use crate::engine::hashes;
 
@@ -33,7 +34,7 @@ pub fn pull(
     source: &str,
     directory: &Path,
     sha256: Option<&str>,
-    quiet: bool,
+    verbosity: Verbosity,
 ) -> anyhow::Result<PathBuf> {
     let mut remote = locate(source)?;
     if let Some(wanted) = sha256 {
@@ -61,7 +62,7 @@ pub fn pull(
         return Ok(target);
     }
     let partial = directory.join(format!("{}.part", remote.file_name));
-    transfer(&remote, &partial, quiet)?;
+    transfer(&remote, &partial, verbosity)?;
     if let Err(error) = verify(&partial, &remote) {
         // Continuing wrong bytes would never end well.
         fs::remove_file(&partial)?;
@@ -130,7 +131,7 @@ fn file_name(name: &str, source: &str) -> anyhow::Result<String> {
 }
 
 /// Appends what is missing of `partial`.
-fn transfer(remote: &Remote, partial: &Path, quiet: bool) -> anyhow::Result<()> {
+fn transfer(remote: &Remote, partial: &Path, verbosity: Verbosity) -> anyhow::Result<()> {
     let mut have = fs::metadata(partial).map_or(0, |meta| meta.len());
     if remote.size.is_some_and(|size| have >= size) {
         return Ok(());
@@ -165,7 +166,11 @@ fn transfer(remote: &Remote, partial: &Path, quiet: bool) -> anyhow::Result<()> 
         File::create(partial)
     }
     .with_context(|| format!("cannot write `{}`", partial.display()))?;
-    let bar = progress_bar(quiet, total, have);
+    let bar = verbosity.bar(
+        total,
+        "{bar:30} {bytes}/{total_bytes} {bytes_per_sec} (eta {eta})",
+    );
+    bar.set_position(have);
     copy(response.body_mut().as_reader(), &mut file, &bar).with_context(|| {
         format!(
             "the download stopped after {} bytes; start it again to continue",
@@ -218,20 +223,6 @@ fn verify(path: &Path, remote: &Remote) -> anyhow::Result<()> {
 
 fn is_sha256(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
-}
-
-fn progress_bar(quiet: bool, total: Option<u64>, have: u64) -> ProgressBar {
-    let target = if quiet {
-        ProgressDrawTarget::hidden()
-    } else {
-        ProgressDrawTarget::stderr()
-    };
-    let style =
-        ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {bytes_per_sec} (eta {eta})");
-    let bar = ProgressBar::with_draw_target(total, target);
-    bar.set_style(style.expect("the template is constant and valid"));
-    bar.set_position(have);
-    bar
 }
 
 #[cfg(test)]

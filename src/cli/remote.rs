@@ -10,9 +10,9 @@ use base64::engine::general_purpose::STANDARD;
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
-use super::Stop;
-use super::output::{Output, Report, Seconds};
+use super::output::{Form, Output, Report, Seconds};
 use super::prompt::{Choices, PromptArgs, progress_bar};
+use super::{Stop, Verbosity};
 use crate::api::resolve::task_id;
 use crate::imaging::{self, Format};
 use crate::shutdown;
@@ -50,14 +50,28 @@ impl Server {
         })
     }
 
+    fn get(&self, path: &str) -> anyhow::Result<Value> {
+        let mut request = self.agent.get(format!("{}{path}", self.base));
+        if let Some(value) = &self.authorization {
+            request = request.header("authorization", value);
+        }
+        self.read(request.call())
+    }
+
     fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
         let mut request = self.agent.post(format!("{}{path}", self.base));
         if let Some(value) = &self.authorization {
             request = request.header("authorization", value);
         }
-        let mut response = request
-            .send_json(body)
-            .with_context(|| format!("cannot reach the server: `{}`", self.base))?;
+        self.read(request.send_json(body))
+    }
+
+    fn read(
+        &self,
+        answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
+    ) -> anyhow::Result<Value> {
+        let mut response =
+            answer.with_context(|| format!("cannot reach the server: `{}`", self.base))?;
         let status = response.status();
         let text = response
             .body_mut()
@@ -74,6 +88,45 @@ impl Server {
             error_text(&answer)
         ))
     }
+}
+
+/// Asks for the server's list before a name is used: A1111 drops an override that it does not know and goes on without it.
+fn check_names(server: &Server, [checkpoint, vae]: [Option<String>; 2]) -> anyhow::Result<()> {
+    for (what, name, path) in [
+        ("checkpoint", checkpoint, "/sdapi/v1/sd-models"),
+        ("VAE", vae, "/sdapi/v1/sd-vae"),
+    ] {
+        let Some(name) = name
+            .as_deref()
+            .filter(|name| what != "VAE" || !matches!(*name, "Automatic" | "None"))
+        else {
+            continue;
+        };
+        let list = server.get(path)?;
+        let rows = list.as_array().into_iter().flatten();
+        let is_meant = |row: &Value| {
+            let title = row["title"].as_str().unwrap_or_default();
+            let file = title.split(" [").next().unwrap_or_default();
+            let stem = file.rsplit('/').next().unwrap_or_default();
+            let stem = stem
+                .strip_suffix(".safetensors")
+                .or_else(|| stem.strip_suffix(".ckpt"))
+                .unwrap_or(stem);
+            let fields = ["title", "model_name", "hash", "sha256"]
+                .map(|key| row[key].as_str().unwrap_or_default());
+            fields.contains(&name) || [file, stem].contains(&name)
+        };
+        if !rows.clone().any(is_meant) {
+            let known: Vec<&str> = rows
+                .filter_map(|row| row["title"].as_str().or(row["model_name"].as_str()))
+                .collect();
+            return Err(anyhow!(
+                "{what} not found on the server: `{name}`; known: `{}`",
+                known.join("`, `")
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// The message of an answer in any of A1111's error shapes.
@@ -122,10 +175,13 @@ pub async fn run(
     let stop = shutdown::on_signal().map_err(Stop::failed)?;
     let id = task_id("txt2img");
     let body = body(args, choices, output.format, &id);
-    let bar = progress_bar(args.quiet, 1000);
+    let bar = progress_bar(Verbosity::from_flag(args.quiet), 1000);
     bar.set_message("waiting");
-    let posting = server.clone();
-    let job = tokio::task::spawn_blocking(move || posting.post("/sdapi/v1/txt2img", &body));
+    let (posting, names) = (server.clone(), [args.checkpoint.clone(), args.vae.clone()]);
+    let job = tokio::task::spawn_blocking(move || {
+        check_names(&posting, names)?;
+        posting.post("/sdapi/v1/txt2img", &body)
+    });
     let answer = tokio::select! {
         answer = job => answer.map_err(Stop::failed)?.map_err(Stop::Failed)?,
         () = stop.cancelled() => {
@@ -252,7 +308,7 @@ fn finish(
         dtype: None,
         checkpoint,
     }
-    .print(args.json)
+    .print(Form::from_flag(args.json))
 }
 
 #[cfg(test)]

@@ -10,8 +10,8 @@ use crate::api::options::OptionStore;
 use crate::api::{self, App};
 use crate::config::Config;
 use crate::config::layers::{Kind, Origin, Setting, parse};
+use crate::engine::backend::PipelineBackend;
 use crate::engine::models::Catalog;
-use crate::engine::worker::PipelineBackend;
 use crate::engine::{self, Engine};
 use crate::{shutdown, telemetry};
 
@@ -117,7 +117,7 @@ impl ServeArgs {
 ///
 /// # Errors
 /// Exit 2 for settings, device and options file; exit 1 for the port and the listener.
-pub fn run(args: ServeArgs, common: &Common, words: Vec<String>) -> Result<(), Stop> {
+pub fn run(args: &ServeArgs, common: &Common, words: Vec<String>) -> Result<(), Stop> {
     let loaded = load_config(common, args.settings()?, words)?;
     telemetry::init(&loaded.config.log);
     warn_all(&loaded);

@@ -176,13 +176,14 @@ pub fn load(input: &Input<'_>) -> Result<Loaded, Error> {
         .chain(from_line.settings)
         .chain(input.flags.iter().cloned());
     for setting in all {
+        check(&setting)?;
         put(&mut table, &setting);
         origins.insert(setting.key.to_string(), setting.origin);
     }
     let mut config: Config = table
         .try_into()
         .map_err(|error: toml::de::Error| Error::Value {
-            origin: blame(error.message(), &origins),
+            origin: Origin::Default,
             message: error.message().to_string(),
         })?;
     config.data_dir = std::path::absolute(&data_dir).unwrap_or(data_dir);
@@ -199,31 +200,27 @@ pub fn load(input: &Input<'_>) -> Result<Loaded, Error> {
     }
 }
 
-/// The merged settings as TOML, each key preceded by where its value came from.
+/// The merged settings as TOML, each key followed by where its value came from.
 #[must_use]
 pub fn describe(loaded: &Loaded) -> String {
     let origin = |key: &str| loaded.origins.get(key).cloned().unwrap_or(Origin::Default);
-    let mut out = format!(
-        "# data directory: {} ({})\n",
+    let mut lines = vec![format!(
+        "# data directory: {} ({})",
         loaded.config.data_dir.display(),
         origin("data_dir")
-    );
-    let Ok(Value::Table(sections)) = Value::try_from(&loaded.config) else {
-        return out;
-    };
-    for (section, values) in sections {
-        let Value::Table(values) = values else {
-            continue;
-        };
-        out += &format!("\n[{section}]\n");
-        for (key, value) in values {
-            out += &format!(
-                "{key} = {value}  # {}\n",
-                origin(&format!("{section}.{key}"))
-            );
+    )];
+    if let Ok(Value::Table(sections)) = Value::try_from(&loaded.config) {
+        for (section, values) in &sections {
+            lines.push(format!("\n[{section}]"));
+            for (key, value) in values.as_table().into_iter().flatten() {
+                lines.push(format!(
+                    "{key} = {value}  # {}",
+                    origin(&format!("{section}.{key}"))
+                ));
+            }
         }
     }
-    out
+    lines.join("\n") + "\n"
 }
 
 /// Turns text into the value of a key.
@@ -363,19 +360,16 @@ fn put(table: &mut Table, setting: &Setting) {
     }
 }
 
-/// The source of the value that a type error is about, found by the value's text in the message.
-fn blame(message: &str, origins: &BTreeMap<String, Origin>) -> Origin {
-    let named = |origin: &&Origin| !matches!(origin, Origin::File(_));
-    let by_key = origins.iter().find(|(key, _)| {
-        key.rsplit('.')
-            .next()
-            .is_some_and(|last| message.contains(last))
-    });
-    by_key
-        .map(|(_, origin)| origin)
-        .or_else(|| origins.values().find(named))
-        .cloned()
-        .unwrap_or(Origin::Default)
+/// Tries a value on its own, so that an error names its source.
+fn check(setting: &Setting) -> Result<(), Error> {
+    let mut alone = Table::new();
+    put(&mut alone, setting);
+    let result: Result<Config, toml::de::Error> = alone.try_into();
+    let wrong = |error: toml::de::Error| Error::Value {
+        origin: setting.origin.clone(),
+        message: error.message().to_string(),
+    };
+    result.map(drop).map_err(wrong)
 }
 
 #[cfg(test)]

@@ -47,40 +47,13 @@ pub struct Violation {
 pub fn check(numbers: &Numbers<'_>, limits: &Limits) -> Vec<Violation> {
     let mut found = Vec::new();
     let mut fail = |field, message| found.push(Violation { field, message });
+    #[rustfmt::skip]
     let ranges = [
-        (
-            "width",
-            numbers.width,
-            MIN_SIDE,
-            limits.max_side,
-            "pixels ",
-            "max_side",
-        ),
-        (
-            "height",
-            numbers.height,
-            MIN_SIDE,
-            limits.max_side,
-            "pixels ",
-            "max_side",
-        ),
+        ("width", numbers.width, MIN_SIDE, limits.max_side, "pixels ", "max_side"),
+        ("height", numbers.height, MIN_SIDE, limits.max_side, "pixels ", "max_side"),
         ("steps", numbers.steps, 1, limits.max_steps, "", "max_steps"),
-        (
-            "batch_size",
-            numbers.batch_size,
-            1,
-            limits.max_batch_size,
-            "",
-            "max_batch_size",
-        ),
-        (
-            "n_iter",
-            numbers.batch_count,
-            1,
-            limits.max_batch_count,
-            "",
-            "max_batch_count",
-        ),
+        ("batch_size", numbers.batch_size, 1, limits.max_batch_size, "", "max_batch_size"),
+        ("n_iter", numbers.batch_count, 1, limits.max_batch_count, "", "max_batch_count"),
     ];
     for (field, value, least, most, unit, key) in ranges {
         if value < least || value > most as i64 {
@@ -134,19 +107,22 @@ pub fn check(numbers: &Numbers<'_>, limits: &Limits) -> Vec<Violation> {
         }
     }
     if found.is_empty() {
-        let pixels = numbers.batch_size as u64 * numbers.width as u64 * numbers.height as u64;
-        if pixels > limits.max_megapixels as u64 * 1_000_000 {
-            found.push(Violation {
-                field: "batch_size",
-                message: format!(
-                    "`batch_size * width * height` is {:.1} megapixels, more than {} (setting `limits.max_megapixels`)",
-                    pixels as f64 / 1e6,
-                    limits.max_megapixels
-                ),
-            });
-        }
+        found.extend(check_area(numbers, limits));
     }
     found
+}
+
+/// Sizes that are good one by one can be too much together.
+fn check_area(numbers: &Numbers<'_>, limits: &Limits) -> Option<Violation> {
+    let pixels = numbers.batch_size as u64 * numbers.width as u64 * numbers.height as u64;
+    let limit = limits.max_megapixels;
+    (pixels > limit as u64 * 1_000_000).then(|| Violation {
+        field: "batch_size",
+        message: format!(
+            "`batch_size * width * height` is {:.1} megapixels, more than {limit} (setting `limits.max_megapixels`)",
+            pixels as f64 / 1e6
+        ),
+    })
 }
 
 /// The seed itself, or a random one as A1111 draws it: 0 to 4294967293.

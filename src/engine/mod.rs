@@ -4,12 +4,19 @@
 //! fails or panics answers its own client and leaves the engine ready for the next. Follows the shape of
 //! text-embeddings-inference (permit moved with the request, one thread owning the back end).
 
+pub mod backend;
+pub mod checkpoint;
 pub mod hashes;
 pub mod limits;
 pub mod models;
+pub mod networks;
 pub mod queue;
+mod scan;
 pub mod status;
 pub mod worker;
+
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,10 +27,12 @@ use tokio::sync::{oneshot, watch};
 
 use crate::pipeline::{self, GenerateRequest, Generated, Progress};
 use crate::weights;
-use models::{Catalog, Selection};
+use backend::{Backend, DeviceInfo};
+use checkpoint::Selection;
+use models::Catalog;
 use queue::{Queue, Refusal, Ticket};
 use status::{CancelToken, LoadedModel, Status};
-use worker::{Backend, Command, DeviceInfo, PreviewSlot, QueuedJob};
+use worker::{Command, PreviewSlot, QueuedJob};
 
 /// What can go wrong between a request and its pictures.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +47,7 @@ pub enum Error {
         limit: usize,
     },
     /// No checkpoint has this name.
-    #[error("checkpoint not found: `{name}`; {}", models::known(known))]
+    #[error("checkpoint not found: `{name}`; {}", checkpoint::known(known))]
     CheckpointNotFound {
         /// As asked for.
         name: String,
@@ -46,7 +55,7 @@ pub enum Error {
         known: Vec<String>,
     },
     /// No VAE has this name.
-    #[error("VAE not found: `{name}`; {}", models::known(known))]
+    #[error("VAE not found: `{name}`; {}", checkpoint::known(known))]
     VaeNotFound {
         /// As asked for.
         name: String,

@@ -1,229 +1,21 @@
-//! Checkpoints and VAEs on disk, by all the names A1111 knows them under.
+//! What is on disk: checkpoints and VAEs, found by any of their names.
 //!
 //! The embedded demo model is always the last entry. Scanning reads directory entries only; hashes come from the cache, or
 //! are computed when a checkpoint is first used. Identity rules follow the pipeline specification, 1.8 (A1111's
 //! `sd_models.py`).
 
-use std::cmp::Ordering;
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 
 use super::Error;
+use super::checkpoint::{Checkpoint, Selection, Vae, VaeChoice, strip_extension};
 use super::hashes::{self, HashCache};
-use super::status::LoadedModel;
+use super::networks::NetworkCatalog;
+use super::scan::{has_extension, natural_order, walk};
 use crate::config::Config;
-use crate::pipeline::{CheckpointIdentity, CheckpointSource, VaeIdentity};
-use crate::weights::{self, SafetensorsFile, Source, demo};
-
-/// Directories nested deeper than this are not searched; also ends cycles of links.
-const MAX_DEPTH: usize = 12;
-
-/// A checkpoint that can be asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Checkpoint {
-    /// Where its bytes are.
-    pub source: CheckpointSource,
-    /// Path relative to the model directory, with extension: `xl/foo.safetensors`.
-    pub name: String,
-    /// SHA-256 of the file, hex, once known.
-    pub sha256: Option<String>,
-    /// A YAML file of the same stem beside it.
-    pub config: Option<PathBuf>,
-}
-
-impl Checkpoint {
-    fn demo() -> Self {
-        let sha256 = Some(demo::SHA256.trim().to_string());
-        Self {
-            source: CheckpointSource::Embedded,
-            name: demo::NAME.into(),
-            sha256,
-            config: None,
-        }
-    }
-
-    /// `xl/foo.safetensors [31e35c80fc]`, without bracket while the hash is unknown.
-    #[must_use]
-    pub fn title(&self) -> String {
-        self.shorthash().map_or_else(
-            || self.name.clone(),
-            |hash| format!("{} [{hash}]", self.name),
-        )
-    }
-
-    /// `xl_foo`.
-    #[must_use]
-    pub fn model_name(&self) -> String {
-        let name = self.name.replace(['/', '\\'], "_");
-        strip_extension(&name).to_string()
-    }
-
-    /// `foo`, the infotext's `Model`.
-    #[must_use]
-    pub fn stem(&self) -> &str {
-        strip_extension(self.name.rsplit('/').next().unwrap_or(&self.name))
-    }
-
-    /// First 10 hex digits of the SHA-256, once known.
-    #[must_use]
-    pub fn shorthash(&self) -> Option<&str> {
-        self.sha256.as_deref().and_then(|hash| hash.get(..10))
-    }
-
-    /// Absolute path, or a note that there is none.
-    #[must_use]
-    pub fn filename(&self) -> String {
-        match &self.source {
-            CheckpointSource::Embedded => "(embedded)".into(),
-            CheckpointSource::File(path) => path.display().to_string(),
-        }
-    }
-
-    /// Whether `wanted` (slashes already forward) is one of its names.
-    fn answers_to(&self, wanted: &str) -> bool {
-        let short = self.shorthash().unwrap_or("-");
-        wanted == self.name
-            || wanted == self.stem()
-            || wanted == self.model_name()
-            || wanted == short
-            || Some(wanted) == self.sha256.as_deref()
-            || wanted
-                .strip_suffix(']')
-                .and_then(|text| text.split_once(" ["))
-                .is_some_and(|(name, hash)| {
-                    (name == self.name || name == self.stem())
-                        && (hash == short || self.has_legacy_hash(hash))
-                })
-    }
-
-    fn has_legacy_hash(&self, wanted: &str) -> bool {
-        let CheckpointSource::File(path) = &self.source else {
-            return false;
-        };
-        wanted.len() == 8
-            && wanted.bytes().all(|byte| byte.is_ascii_hexdigit())
-            && hashes::legacy(path).is_ok_and(|hash| hash == wanted)
-    }
-}
-
-/// What a checkpoint's header says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Inspection {
-    /// `sdxl`, `sd1`, `lora`, ….
-    pub kind: &'static str,
-    /// Number of tensors.
-    pub tensors: usize,
-    /// Bytes of all tensors.
-    pub bytes: usize,
-    /// Types of tensors, sorted.
-    pub dtypes: Vec<String>,
-    /// The file's metadata, sorted by key.
-    pub metadata: BTreeMap<String, String>,
-}
-
-impl Checkpoint {
-    /// Reads the header.
-    ///
-    /// # Errors
-    /// The file is no safetensors file.
-    pub fn inspect(&self) -> Result<Inspection, Error> {
-        let file = match &self.source {
-            CheckpointSource::Embedded => demo::open()?,
-            CheckpointSource::File(path) => SafetensorsFile::open(path)?,
-        };
-        let dtypes: BTreeSet<String> = file
-            .keys()
-            .into_iter()
-            .filter_map(|key| file.dtype(key))
-            .collect();
-        Ok(Inspection {
-            kind: weights::detect::kind(&file).name(),
-            tensors: file.keys().len(),
-            bytes: file.data_len(),
-            dtypes: dtypes.into_iter().collect(),
-            metadata: file.all_metadata().clone().into_iter().collect(),
-        })
-    }
-}
-
-/// A VAE file that can be asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Vae {
-    /// File name with extension.
-    pub name: String,
-    /// The file.
-    pub path: PathBuf,
-}
-
-/// A checkpoint and VAE chosen for a job.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Selection {
-    /// Where the bytes are.
-    pub source: CheckpointSource,
-    /// Title at the time of choosing.
-    pub title: String,
-    /// Stem and short hash, for the infotext.
-    pub identity: CheckpointIdentity,
-    /// SHA-256 of the file, hex; empty while unknown.
-    pub sha256: String,
-    /// A VAE in place of the checkpoint's own.
-    pub vae: Option<VaeIdentity>,
-}
-
-impl Selection {
-    /// Whether a loaded model serves this selection: same file in the same version, same VAE.
-    #[must_use]
-    pub fn is_same_model(&self, other: &Self) -> bool {
-        self.source == other.source && self.sha256 == other.sha256 && self.vae == other.vae
-    }
-
-    /// The loaded model's description.
-    #[must_use]
-    pub fn describe(&self, native_size: (usize, usize)) -> LoadedModel {
-        let file_name = |vae: &VaeIdentity| {
-            vae.path
-                .file_name()
-                .map(|name| name.to_string_lossy().into_owned())
-        };
-        LoadedModel {
-            title: self.title.clone(),
-            name: self.identity.name.clone(),
-            sha256: self.sha256.clone(),
-            vae_name: self.vae.as_ref().and_then(file_name),
-            vae_hash: self
-                .vae
-                .as_ref()
-                .map(|vae| vae.shorthash.clone())
-                .filter(|hash| !hash.is_empty()),
-            native_size,
-        }
-    }
-}
-
-/// Which VAE to use with a checkpoint.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum VaeChoice {
-    /// A file named like the checkpoint, else the checkpoint's own.
-    Automatic,
-    /// The checkpoint's own.
-    Own,
-    /// A file by name.
-    Named(String),
-}
-
-impl VaeChoice {
-    /// The option `sd_vae`.
-    #[must_use]
-    pub fn from_option(text: &str) -> Self {
-        match text {
-            "" | "Automatic" => Self::Automatic,
-            "None" => Self::Own,
-            name => Self::Named(name.to_string()),
-        }
-    }
-}
+use crate::pipeline::{CheckpointIdentity, CheckpointSource, GenerateRequest, VaeIdentity};
+use crate::weights::SafetensorsFile;
+use crate::weights::embedding::EmbeddingLibrary;
 
 /// Everything on disk.
 #[derive(Debug)]
@@ -232,6 +24,7 @@ pub struct Catalog {
     vae_dirs: Vec<PathBuf>,
     hashing: bool,
     cache: HashCache,
+    networks: NetworkCatalog,
     /// Files outside the directories that were opened by path.
     added: RwLock<Vec<Checkpoint>>,
     found: RwLock<Found>,
@@ -253,6 +46,7 @@ impl Catalog {
             vae_dirs: config.vae_dirs(),
             hashing: config.model.hashing,
             cache: HashCache::open(config.hash_cache_file()),
+            networks: NetworkCatalog::open(config),
             added: RwLock::default(),
             found: RwLock::default(),
         };
@@ -265,7 +59,7 @@ impl Catalog {
         let mut found = Found::default();
         for dir in &self.checkpoint_dirs {
             walk(dir, dir, 0, &mut |relative, path| {
-                self.add_checkpoint_file(&mut found, relative, path)
+                self.add_checkpoint_file(&mut found, relative, path);
             });
         }
         for dir in &self.vae_dirs {
@@ -285,6 +79,23 @@ impl Catalog {
         );
         found.checkpoints.push(Checkpoint::demo());
         *self.found.write().unwrap_or_else(PoisonError::into_inner) = found;
+    }
+
+    /// LoRAs and embeddings.
+    #[must_use]
+    pub fn networks(&self) -> &NetworkCatalog {
+        &self.networks
+    }
+
+    /// Textual inversions. Blocks while files are hashed.
+    #[must_use]
+    pub fn embeddings(&self) -> EmbeddingLibrary {
+        self.networks.embeddings(&self.cache)
+    }
+
+    /// Gives a request the LoRAs and embeddings its prompts may name. Blocks while files are hashed.
+    pub fn add_networks(&self, request: &mut GenerateRequest) {
+        self.networks.prepare(request, &self.cache);
     }
 
     /// Loadable checkpoints in A1111's order, the demo model last.
@@ -562,86 +373,12 @@ fn add_vae(vaes: &mut Vec<Vae>, path: &Path) {
     }
 }
 
-/// Calls `visit(relative, absolute)` for each file below `dir`. A directory that cannot be read counts as empty.
-fn walk(root: &Path, dir: &Path, depth: usize, visit: &mut dyn FnMut(&Path, &Path)) {
-    let Ok(entries) = fs::read_dir(dir) else {
-        return;
-    };
-    for entry in entries.flatten() {
-        let path = entry.path();
-        if path.is_dir() {
-            if depth < MAX_DEPTH {
-                walk(root, &path, depth + 1, visit);
-            }
-        } else if let Ok(relative) = path.strip_prefix(root) {
-            visit(relative, &path);
-        }
-    }
-}
-
-fn has_extension(path: &Path, extensions: &[&str]) -> bool {
-    path.extension().is_some_and(|found| {
-        extensions
-            .iter()
-            .any(|wanted| found.eq_ignore_ascii_case(wanted))
-    })
-}
-
-fn strip_extension(name: &str) -> &str {
-    let known = [".safetensors", ".ckpt", ".pt"];
-    known
-        .iter()
-        .find_map(|extension| name.strip_suffix(extension))
-        .unwrap_or(name)
-}
-
-/// Case-insensitive order in which `a2` comes before `a10`.
-fn natural_order(a: &str, b: &str) -> Ordering {
-    let key = |text: &str| -> Vec<(u64, String)> {
-        let lower = text.to_lowercase();
-        let mut parts = Vec::new();
-        let mut rest = lower.as_str();
-        while !rest.is_empty() {
-            let text_end = rest
-                .find(|c: char| c.is_ascii_digit())
-                .unwrap_or(rest.len());
-            let (word, after) = rest.split_at(text_end);
-            let digits_end = after
-                .find(|c: char| !c.is_ascii_digit())
-                .unwrap_or(after.len());
-            let (digits, after) = after.split_at(digits_end);
-            parts.push((0, word.to_string()));
-            parts.push((digits.parse().unwrap_or(u64::MAX), String::new()));
-            rest = after;
-        }
-        parts
-    };
-    key(a).cmp(&key(b)).then_with(|| a.cmp(b))
-}
-
-/// `known: `a`, `b` and 3 more`, for messages.
-pub(super) fn known(names: &[String]) -> String {
-    const SHOWN: usize = 8;
-    if names.is_empty() {
-        return "none is installed".into();
-    }
-    let shown: Vec<String> = names
-        .iter()
-        .take(SHOWN)
-        .map(|name| format!("`{name}`"))
-        .collect();
-    let more = names.len().saturating_sub(SHOWN);
-    let tail = if more > 0 {
-        format!(" and {more} more")
-    } else {
-        String::new()
-    };
-    format!("known: {}{tail}", shown.join(", "))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::weights;
 
     fn catalog(files: &[&str]) -> (tempfile::TempDir, Catalog) {
         let dir = tempfile::tempdir().unwrap();
@@ -728,12 +465,17 @@ mod tests {
         )
         .unwrap();
         let error = catalog.find("nope").unwrap_err().to_string();
-        assert_eq!(error, "checkpoint not found: `nope`; known: `sdgen-demo`");
-        let error = catalog.find("old.ckpt").unwrap_err().to_string();
-        assert!(
-            error.starts_with("checkpoint is a pickle, which sdgen does not load: `"),
-            "{error}"
+        assert_eq!(
+            error,
+            format!(
+                "checkpoint not found: `nope`; known: `{}`",
+                Checkpoint::demo().title()
+            )
         );
+        assert!(matches!(
+            catalog.find("old.ckpt"),
+            Err(Error::Weights(weights::Error::Format { .. }))
+        ));
         assert!(matches!(
             catalog.find("../../etc/passwd"),
             Err(Error::CheckpointNotFound { .. })

@@ -4,21 +4,34 @@
 //! of the img2img path with Pillow's results to the bit. Everything is a function of its arguments: the time is passed in,
 //! and only [`save`] touches the disk. Sizes are pixels, `(width, height)`, rows from the top.
 
+mod blur;
+mod color;
+mod composite;
 mod decode;
 mod encode;
 mod exif;
+mod fit;
 mod grid;
 pub mod infotext;
+pub mod inpaint;
 mod metadata;
 pub mod naming;
+mod resize;
 mod save;
 
 use std::path::PathBuf;
 
+pub use blur::{Direction, blur_mask, gaussian_blur};
+pub use color::ColorReference;
+pub use composite::{
+    alpha_composite, blend, flatten, invert, paste, paste_masked, to_grey, to_rgb, to_rgba,
+};
 pub use decode::{Limits, decode, decode_base64};
 pub use encode::{EncodeOptions, Encoded, Format, Pixels, encode};
+pub use fit::{Placement, ResizeMode, fit, fit_with, placement, upscale_to};
 pub use grid::{GridShape, grid, grid_shape};
 pub use metadata::{Metadata, read_metadata};
+pub use resize::{Filter, resize};
 pub use save::{SaveRequest, save};
 
 /// What can go wrong with a picture or its file.
@@ -74,6 +87,9 @@ pub enum Error {
         /// Bytes a JPEG takes.
         limit: usize,
     },
+    /// A setting names no way to resize.
+    #[error("unknown resize mode: `{0}`; use 0 (stretch), 1 (crop) or 2 (fill)")]
+    UnknownResizeMode(String),
     /// A picture has no pixels.
     #[error("picture of {width}x{height} pixels is empty")]
     Empty {

@@ -165,9 +165,9 @@ impl<'a> Build<'a> {
 /// The first vector moves, so that a single tensor is never copied.
 fn append(to: &mut Vec<f32>, mut values: Vec<f32>) {
     if to.is_empty() {
-        *to = values
+        *to = values;
     } else {
-        to.append(&mut values)
+        to.append(&mut values);
     }
 }
 

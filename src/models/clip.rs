@@ -10,6 +10,8 @@ use crate::nn::{Activation, LayerNorm, Linear, Mask, Placement, Rewrite, Then, s
 use crate::weights::detect::prefix;
 use crate::weights::{Error, Source};
 
+/// No text tower has as many layers.
+const MAX_LAYERS: usize = 1024;
 /// Tokens of one chunk, with begin and end markers.
 pub const CHUNK: usize = 77;
 
@@ -256,7 +258,7 @@ fn count(
     key: impl Fn(usize) -> String,
     b: &Build<'_>,
 ) -> std::result::Result<std::ops::Range<usize>, Error> {
-    let layers = (0..).take_while(|&i| b.has(&key(i))).count();
+    let layers = (0..MAX_LAYERS).take_while(|&i| b.has(&key(i))).count();
     if layers < 2 {
         return Err(b
             .tensors

@@ -30,7 +30,7 @@ pub enum Side {
 #[derive(Debug)]
 enum Layer {
     Conv(Conv2d),
-    Block([Conv2d; 3]),
+    Block(Box<[Conv2d; 3]>),
 }
 
 impl Taesd {
@@ -66,11 +66,11 @@ impl Taesd {
             if at.has("conv.0.weight") {
                 let conv = |name| at.conv(name, [channels, channels], Sampling::SAME);
                 let relu = Activation::Relu;
-                layers.push(Layer::Block([
+                layers.push(Layer::Block(Box::new([
                     conv("conv.0")?.then(relu),
                     conv("conv.2")?.then(relu),
                     conv("conv.4")?,
-                ]));
+                ])));
             } else if at.has("weight") {
                 let outputs = at.width("weight")?;
                 let sampling = if at.has("bias") {
@@ -119,7 +119,10 @@ impl Taesd {
         };
         self.layers.iter().try_fold(x, |x, layer| match layer {
             Layer::Conv(conv) => conv.forward(&x),
-            Layer::Block([a, b, c]) => c.forward_add(&b.forward(&a.forward(&x)?)?, &x)?.relu(),
+            Layer::Block(block) => {
+                let [a, b, c] = &**block;
+                c.forward_add(&b.forward(&a.forward(&x)?)?, &x)?.relu()
+            }
         })
     }
 }

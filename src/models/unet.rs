@@ -38,7 +38,7 @@ struct Block {
 
 #[derive(Debug)]
 enum Stage {
-    Res(ResBlock),
+    Res(Box<ResBlock>),
     Transformer(SpatialTransformer),
     Resample(Conv2d),
 }
@@ -252,7 +252,7 @@ impl Unet {
     }
 
     /// [`Self::forward`], showing the activation behind each stage (named as its key, `label_emb` and `emb` for the embeddings
-    /// before SiLU) to `observe`.
+    /// before `SiLU`) to `observe`.
     ///
     /// # Errors
     /// When shapes do not fit.
@@ -274,12 +274,12 @@ impl Unet {
         let mut skips = vec![h.clone()];
         for (i, block) in self.input_blocks.iter().enumerate() {
             h = run(&block.stages, h, &emb, &mut context, &mut |stage, h| {
-                observe(&format!("input_blocks.{}.{stage}", i + 1), h)
+                observe(&format!("input_blocks.{}.{stage}", i + 1), h);
             })?;
             skips.push(h.clone());
         }
         h = run(&self.middle, h, &emb, &mut context, &mut |stage, h| {
-            observe(&format!("middle_block.{stage}"), h)
+            observe(&format!("middle_block.{stage}"), h);
         })?;
         for (i, block) in self.output_blocks.iter().enumerate() {
             let skip = skips
@@ -356,7 +356,7 @@ fn stages(
         stages.push(if at.has("in_layers.2.weight") {
             let block = ResBlock::new(&at, *channels, sizes.embedding)?;
             *channels = block.channels;
-            Stage::Res(block)
+            Stage::Res(Box::new(block))
         } else if at.has("proj_in.weight") {
             Stage::Transformer(SpatialTransformer::new(&at, *channels, sizes.context)?)
         } else if let Some(name) = ["op", "conv"]

@@ -62,7 +62,7 @@ impl ResBlock {
         into.extend(self.skip.iter_mut().map(|skip| skip as &mut dyn Rewrite));
     }
 
-    /// `x` `[batch, h, w, inputs]`, `emb` `[batch, embedding]` after SiLU.
+    /// `x` `[batch, h, w, inputs]`, `emb` `[batch, embedding]` after `SiLU`.
     pub(super) fn forward(&self, x: &Tensor, emb: &Tensor) -> Result<Tensor> {
         let h = self
             .conv1

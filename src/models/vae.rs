@@ -14,6 +14,8 @@ use crate::weights::{Error, Source};
 pub const SCALE: f32 = 0.13025;
 
 const EPS: f32 = 1e-6;
+/// No VAE has as many levels.
+const MAX_LEVELS: usize = 64;
 const PLAIN: Then = Then::Activate(Activation::None);
 
 /// Encoder and decoder.
@@ -165,7 +167,7 @@ impl Decoder {
         let mut channels = b.width("conv_in.weight")?;
         let conv_in = b.conv("conv_in", [channels, latent], Sampling::SAME)?;
         let mid = Middle::new(&b.sub("mid"), channels)?;
-        let count = (0..)
+        let count = (0..MAX_LEVELS)
             .take_while(|i| b.has(&format!("up.{i}.block.0.conv1.weight")))
             .count();
         let mut levels = Vec::new();

@@ -21,8 +21,8 @@ fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     }
 }
 
-fn output(data: Vec<f32>, shape: impl Into<Shape>) -> Result<(CpuStorage, Shape)> {
-    Ok((CpuStorage::F32(data), shape.into()))
+fn output(data: Vec<f32>, shape: impl Into<Shape>) -> (CpuStorage, Shape) {
+    (CpuStorage::F32(data), shape.into())
 }
 
 /// The same shape with another last dimension.
@@ -77,7 +77,7 @@ impl Linear<'_> {
             ..Epilogue::default()
         };
         gemm(Rows::Matrix(x), self.weight, epilogue, &mut out);
-        output(out, with_last(layout, outputs))
+        Ok(output(out, with_last(layout, outputs)))
     }
 }
 
@@ -137,7 +137,7 @@ impl Conv2d<'_> {
             epilogue,
             &mut out,
         );
-        output(out, (w.batch, w.out_height, w.out_width, outputs))
+        Ok(output(out, (w.batch, w.out_height, w.out_width, outputs)))
     }
 }
 
@@ -193,12 +193,12 @@ impl CustomOp3 for GroupNorm {
             batch,
             pixels,
             channels,
-            groups: self.groups,
+            count: self.groups,
             eps: self.eps,
             silu: self.silu,
         };
         norm::group_norm(Isa::chosen(), x, weight, bias, groups, &mut out);
-        output(out, lx.shape().clone())
+        Ok(output(out, lx.shape().clone()))
     }
 }
 
@@ -230,7 +230,7 @@ impl CustomOp3 for LayerNorm {
             self.eps,
             &mut out,
         );
-        output(out, lx.shape().clone())
+        Ok(output(out, lx.shape().clone()))
     }
 }
 
@@ -247,7 +247,7 @@ impl Attention {
         k: Heads<'_>,
         v: Heads<'_>,
         channels: usize,
-    ) -> Result<(CpuStorage, Shape)> {
+    ) -> (CpuStorage, Shape) {
         let batch = q.data.len() / (q.tokens * q.stride);
         let shape = attention::Shape {
             batch,
@@ -275,7 +275,7 @@ impl CustomOp1 for Attention {
             stride,
             offset: part * stride / 3,
         });
-        self.run(q, k, v, stride / 3)
+        Ok(self.run(q, k, v, stride / 3))
     }
 }
 
@@ -305,15 +305,11 @@ impl CustomOp2 for Attention {
             stride,
             offset: 0,
         };
-        self.run(
-            q,
-            k,
-            Heads {
-                offset: stride / 2,
-                ..k
-            },
-            channels,
-        )
+        let v = Heads {
+            offset: stride / 2,
+            ..k
+        };
+        Ok(self.run(q, k, v, channels))
     }
 }
 
@@ -343,6 +339,6 @@ impl CustomOp2 for Concat {
             out.extend_from_slice(a);
             out.extend_from_slice(b);
         }
-        output(out, with_last(la, ca + cb))
+        Ok(output(out, with_last(la, ca + cb)))
     }
 }

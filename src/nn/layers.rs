@@ -382,7 +382,7 @@ impl Conv2d {
     }
 }
 
-/// Group norm over `[batch, ..., channels]`, optionally followed by SiLU.
+/// Group norm over `[batch, ..., channels]`, optionally followed by `SiLU`.
 #[derive(Debug, Clone)]
 pub struct GroupNorm {
     pub(super) weight: Tensor,
@@ -410,7 +410,7 @@ impl GroupNorm {
         })
     }
 
-    /// Adds SiLU.
+    /// Adds `SiLU`.
     #[must_use]
     pub fn silu(mut self) -> Self {
         self.silu = true;

@@ -208,7 +208,7 @@ fn norms_equal_the_composed_ones_even_with_a_large_mean() {
                 batch: b,
                 pixels,
                 channels: c,
-                groups: 32,
+                count: 32,
                 eps: 1e-5,
                 silu: true,
             };

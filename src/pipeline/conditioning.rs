@@ -38,7 +38,7 @@ pub struct TextEncoder {
 #[derive(Debug, Clone, PartialEq)]
 struct CacheKey {
     text: String,
-    calls: usize,
+    steps: ScheduleSteps,
     emphasis: Emphasis,
 }
 
@@ -53,10 +53,12 @@ pub struct EncodedText {
     pub pooled: Vec<f32>,
 }
 
-/// A prompt with editing: `texts[i].1` holds up to denoiser call `texts[i].0`.
+/// A prompt with editing: one text for each stretch of the denoising loop.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EditedPrompt {
-    texts: Vec<(usize, Arc<EncodedText>)>,
+    /// Texts but the last, each with the denoiser call it holds up to.
+    stretches: Vec<(usize, Arc<EncodedText>)>,
+    last: Arc<EncodedText>,
     /// The textual inversions it names.
     embeddings: Vec<Arc<Embedding>>,
 }
@@ -65,12 +67,8 @@ impl EditedPrompt {
     /// The text of denoiser call `call` (from 0), as A1111 counts: the first stretch whose end is not before it.
     #[must_use]
     pub fn at(&self, call: usize) -> &Arc<EncodedText> {
-        let stretch = self
-            .texts
-            .iter()
-            .find(|(end, _)| call <= *end)
-            .or(self.texts.last());
-        &stretch.expect("a schedule has a last stretch").1
+        let stretch = self.stretches.iter().find(|(end, _)| call <= *end);
+        stretch.map_or(&self.last, |(_, text)| text)
     }
 }
 
@@ -84,23 +82,16 @@ pub struct Prompts {
 }
 
 impl Prompts {
-    /// The infotext's `TI hashes`, if there are any: each textual inversion once.
-    #[must_use]
-    pub fn embedding_hashes(&self) -> Option<String> {
-        let prompts = self
-            .positive
-            .iter()
-            .map(|(_, prompt)| prompt)
-            .chain([&self.negative]);
-        let mut hashes: Vec<String> = Vec::new();
-        for embedding in prompts.flat_map(|prompt| &prompt.embeddings) {
-            let name = embedding.name.replace([':', ','], "");
-            let hash = format!("{name}: {}", embedding.shorthash);
-            if !embedding.shorthash.is_empty() && !hashes.contains(&hash) {
-                hashes.push(hash);
-            }
-        }
-        (!hashes.is_empty()).then(|| hashes.join(", "))
+    /// `NAME: HASH` of each textual inversion that has one.
+    pub fn embedding_hashes(&self) -> impl Iterator<Item = String> {
+        let positive = self.positive.iter().map(|(_, prompt)| prompt);
+        let embeddings = positive
+            .chain([&self.negative])
+            .flat_map(|prompt| &prompt.embeddings);
+        embeddings.filter(|e| !e.shorthash.is_empty()).map(|e| {
+            let name = e.name.replace([':', ','], "");
+            format!("{name}: {}", e.shorthash)
+        })
     }
 }
 
@@ -144,7 +135,7 @@ impl TextEncoder {
         }
     }
 
-    /// Encodes both prompts of a job whose denoiser will be called `calls` times.
+    /// Encodes both prompts of a pass whose denoiser will be called as often as `steps` says.
     ///
     /// # Errors
     /// When an encoder fails or produces NaN.
@@ -152,17 +143,17 @@ impl TextEncoder {
         &mut self,
         positive: &str,
         negative: &str,
-        calls: usize,
+        steps: ScheduleSteps,
         emphasis: Emphasis,
     ) -> Result<Prompts, Error> {
         let mut pieces = Vec::new();
         for piece in split_and(positive) {
-            pieces.push((piece.weight, self.edited(&piece.text, calls, emphasis)?));
+            pieces.push((piece.weight, self.edited(&piece.text, steps, emphasis)?));
         }
         let negative = if negative.is_empty() {
-            self.zeros(calls)?
+            self.zeros(steps)?
         } else {
-            self.edited(negative, calls, emphasis)?
+            self.edited(negative, steps, emphasis)?
         };
         Ok(Prompts {
             positive: pieces,
@@ -171,9 +162,9 @@ impl TextEncoder {
     }
 
     /// The empty negative prompt: A1111 zeroes text and pooled vector on SDXL instead of encoding it.
-    fn zeros(&mut self, calls: usize) -> Result<Arc<EditedPrompt>, Error> {
+    fn zeros(&mut self, steps: ScheduleSteps) -> Result<Arc<EditedPrompt>, Error> {
         let pooled = self
-            .edited("", calls, Emphasis::Original)?
+            .edited("", steps, Emphasis::Original)?
             .at(0)
             .pooled
             .len();
@@ -184,7 +175,8 @@ impl TextEncoder {
             pooled: vec![0.0; pooled],
         };
         Ok(Arc::new(EditedPrompt {
-            texts: vec![(calls, Arc::new(text))],
+            stretches: Vec::new(),
+            last: Arc::new(text),
             embeddings: Vec::new(),
         }))
     }
@@ -192,32 +184,28 @@ impl TextEncoder {
     fn edited(
         &mut self,
         text: &str,
-        calls: usize,
+        steps: ScheduleSteps,
         emphasis: Emphasis,
     ) -> Result<Arc<EditedPrompt>, Error> {
         let key = CacheKey {
             text: text.to_string(),
-            calls,
+            steps,
             emphasis,
         };
         if let Some((_, hit)) = self.cache.iter().find(|(k, _)| *k == key) {
             return Ok(hit.clone());
         }
-        let stretches = schedule(
-            text,
-            ScheduleSteps {
-                base: calls,
-                hires: None,
-            },
-            EditRule::Current,
-        );
+        let stretches = schedule(text, steps, EditRule::Current);
         let (ends, texts): (Vec<usize>, Vec<String>) = stretches.into_iter().unzip();
         let (encoded, embeddings) = self.encode_noting(&texts, emphasis)?;
+        let mut encoded = encoded.into_iter().map(Arc::new);
+        let last = encoded
+            .next_back()
+            .ok_or_else(|| Error::Invalid("a prompt without any stretch".into()))?;
+        let stretches = ends.into_iter().zip(encoded).collect();
         let edited = Arc::new(EditedPrompt {
-            texts: ends
-                .into_iter()
-                .zip(encoded.into_iter().map(Arc::new))
-                .collect(),
+            stretches,
+            last,
             embeddings,
         });
         if self.cache.len() == CACHED_PROMPTS {
@@ -393,7 +381,8 @@ mod tests {
     #[test]
     fn the_first_stretch_serves_one_call_more_than_its_length() {
         let prompt = EditedPrompt {
-            texts: vec![(2, text(1.0)), (5, text(2.0))],
+            stretches: vec![(2, text(1.0))],
+            last: text(2.0),
             embeddings: Vec::new(),
         };
         let seen: Vec<f32> = (0..7).map(|call| prompt.at(call).context[0]).collect();
@@ -409,6 +398,6 @@ mod tests {
             (7.0, 2048f32.cos()),
             "2049 rounds to 2048"
         );
-        assert_eq!(vector[1 + SIZE_EMBEDDING], 832f32.cos());
+        assert_eq!(&vector[1 + SIZE_EMBEDDING..][..1], [832f32.cos()]);
     }
 }

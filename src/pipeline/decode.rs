@@ -56,10 +56,15 @@ pub(super) fn approximate(latents: &Latents) -> Vec<RgbImage> {
         .collect()
 }
 
+/// The largest size of whole latent pixels within a picture.
+pub(super) fn approximate_size((width, height): (u32, u32)) -> (u32, u32) {
+    (width / 8 * 8, height / 8 * 8)
+}
+
 /// [-1, 1] to 0..=255, truncated as A1111 does.
 fn to_image(values: impl Iterator<Item = f32>, width: usize, height: usize) -> RgbImage {
     let bytes = values
-        .map(|v| (((v + 1.0) / 2.0).clamp(0.0, 1.0) * 255.0) as u8)
+        .map(|v| (f32::midpoint(v, 1.0).clamp(0.0, 1.0) * 255.0) as u8)
         .collect();
     RgbImage::from_raw(width as u32, height as u32, bytes).expect("three values for each pixel")
 }

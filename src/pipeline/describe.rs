@@ -1,6 +1,7 @@
 //! The infotext of a picture, key by key in A1111's order (`create_infotext`).
 
 use super::request::{CheckpointIdentity, GenerateRequest, VaeIdentity};
+use super::texts::Texts;
 use crate::imaging::infotext::{Params, build};
 use crate::prompt::Emphasis;
 use crate::rng::NoiseSource;
@@ -9,40 +10,57 @@ use crate::sampling::{InfotextParams, Plan, Scheduler};
 /// What the pictures of a job share.
 pub(super) struct Description<'a> {
     pub(super) request: &'a GenerateRequest,
-    pub(super) prompt: &'a str,
-    pub(super) negative_prompt: &'a str,
+    pub(super) texts: &'a Texts,
     pub(super) checkpoint: &'a CheckpointIdentity,
     pub(super) vae: Option<&'a VaeIdentity>,
-    pub(super) plan: &'a Plan,
-    /// `Lora hashes`.
-    pub(super) lora_hashes: Option<String>,
-    /// `TI hashes`.
-    pub(super) embedding_hashes: Option<String>,
+    /// The first pass, and the hires pass if it samples.
+    pub(super) passes: Vec<&'a Plan>,
+    /// `NAME: HASH` of every LoRA used.
+    pub(super) lora_hashes: Vec<String>,
+    /// `NAME: HASH` of every textual inversion used.
+    pub(super) embedding_hashes: Vec<String>,
 }
 
 impl Description<'_> {
     /// Keys beyond the fixed ones, in the order they were added (`extra_generation_params`).
     pub(super) fn extra_params(&self, denoiser: &InfotextParams) -> Params {
+        let plan = self.passes[0];
         let mut extra = Params::new();
-        if self.plan.schedule_type != Scheduler::Automatic.label() && !self.plan.sigmas().is_empty()
-        {
-            extra.insert("Schedule type", self.plan.schedule_type);
+        if let Some(hires) = &self.request.hires {
+            let second = self.passes.last().map_or("", |plan| plan.schedule_type);
+            let prompts = (self.texts.prompt.as_str(), self.texts.negative.as_str());
+            for (key, value) in hires.infotext(prompts, (plan.schedule_type, second)).iter() {
+                extra.insert(key, value.clone());
+            }
+        }
+        if let Some(init) = &self.request.init_image {
+            for (key, value) in init.infotext().iter() {
+                extra.insert(key, value.clone());
+            }
+        }
+        if plan.schedule_type != Scheduler::Automatic.label() && !plan.sigmas().is_empty() {
+            extra.insert("Schedule type", plan.schedule_type);
         }
         let options = &self.request.infotext;
-        let hashes = self.lora_hashes.clone().filter(|_| options.lora_hashes);
-        extra.insert_some("Lora hashes", hashes);
-        let hashes = self
-            .embedding_hashes
-            .clone()
-            .filter(|_| options.embedding_hashes);
-        extra.insert_some("TI hashes", hashes);
-        let emphasised = [self.prompt, self.negative_prompt]
-            .iter()
-            .any(|text| text.contains(['(', '[']));
+        for (key, hashes, wanted) in [
+            ("Lora hashes", &self.lora_hashes, options.lora_hashes),
+            (
+                "TI hashes",
+                &self.embedding_hashes,
+                options.embedding_hashes,
+            ),
+        ] {
+            extra.insert_some(
+                key,
+                (wanted && !hashes.is_empty()).then(|| hashes.join(", ")),
+            );
+        }
+        let texts = [&self.texts.prompt, &self.texts.negative];
+        let emphasised = texts.iter().any(|text| text.contains(['(', '[']));
         if self.request.emphasis != Emphasis::Original && emphasised {
             extra.insert("Emphasis", self.request.emphasis.label());
         }
-        for (key, value) in self.plan.infotext.iter().chain(denoiser) {
+        for (key, value) in plan.infotext.iter().chain(denoiser) {
             extra.insert(key.clone(), value.clone());
         }
         extra
@@ -51,8 +69,8 @@ impl Description<'_> {
     /// The whole text of one picture.
     pub(super) fn infotext(&self, seed: u64, subseed: u64, extra: &Params) -> String {
         build(
-            self.prompt,
-            self.negative_prompt,
+            &self.texts.prompt,
+            &self.texts.negative,
             &self.params(seed, subseed, extra),
         )
     }
@@ -62,7 +80,7 @@ impl Description<'_> {
         let mut p = Params::new();
         p.insert("Steps", r.steps);
         p.insert("Sampler", r.sampler.label());
-        p.insert("Schedule type", self.plan.schedule_type);
+        p.insert("Schedule type", self.passes[0].schedule_type);
         if r.infotext.cfg_scale_as_int && r.cfg_scale.fract() == 0.0 {
             p.insert("CFG scale", r.cfg_scale as i64);
         } else {
@@ -98,6 +116,11 @@ impl Description<'_> {
         p.insert_some(
             "Seed resize from",
             r.seed_resize_from.map(|(w, h)| format!("{w}x{h}")),
+        );
+        // A fixed place, whichever mode sets it: the extra keys change the value, not the slot.
+        p.insert_some(
+            "Denoising strength",
+            extra.get("Denoising strength").cloned(),
         );
         p.insert_some("Clip skip", (r.clip_skip > 1).then_some(r.clip_skip));
         let delta = r.sampler_options.eta_noise_seed_delta;

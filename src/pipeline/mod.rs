@@ -7,38 +7,39 @@ pub mod bench;
 pub mod conditioning;
 mod decode;
 mod describe;
+mod generate;
+pub mod hires;
+pub mod image_to_image;
+pub mod merged;
 mod network;
 pub mod networks;
 pub mod request;
+pub mod resample;
+mod texts;
 mod vocabulary;
 
+pub use hires::{Hires, HiresSize, HiresUpscaler};
+pub use image_to_image::{ImageResize, InitImage, InpaintMask, MaskedContent};
 pub use request::{
     CheckpointIdentity, Control, GenerateRequest, Generated, GeneratedImage, InfotextOptions,
     LoadOptions, Observer, Progress, Timings, VaeIdentity,
 };
+pub use resample::LatentMode;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
 
 use candle_core::{DType, Tensor};
 
-use crate::imaging::grid;
 use crate::models::{Unet, Vae, vae};
 use crate::nn::Placement;
-use crate::prompt::{Tokenizer, strip_comments};
-use crate::rng::{ImageRng, ImageRngConfig};
-use crate::sampling::{
-    CfgDenoiser, Guidance, Latents, NoiseStreams, Parameterization, Plan, SigmaTable, TableOptions,
-    plan, sample,
-};
+use crate::prompt::Tokenizer;
+use crate::sampling::{Latents, Parameterization, SigmaTable, TableOptions};
 use crate::weights::detect::{self, prefix};
 use crate::weights::{self, SafetensorsFile, Source, demo};
-use conditioning::{Prompts, Sizes, TextEncoder};
-use describe::Description;
-use network::{GuidedUnet, channels_first};
-use networks::MergedNetworks;
+use conditioning::TextEncoder;
+use merged::MergedNetworks;
+use network::channels_first;
 
 /// Pixels of a side of one latent pixel.
 pub const LATENT_PIXEL: usize = 8;
@@ -63,6 +64,9 @@ pub enum Error {
     /// A tensor operation failed: a programming error or memory exhausted.
     #[error("tensor operation failed")]
     Tensor(#[from] candle_core::Error),
+    /// A picture of the request cannot be prepared.
+    #[error(transparent)]
+    Picture(#[from] crate::imaging::Error),
     /// The job was interrupted.
     #[error("interrupted")]
     Interrupted,
@@ -105,13 +109,6 @@ pub struct Pipeline {
     table: SigmaTable,
     parameterization: Parameterization,
     native_size: (usize, usize),
-}
-
-/// A finished batch, or what an interrupt left of it.
-struct Batch {
-    latents: Option<Latents>,
-    stopped: Option<Control>,
-    infotext: crate::sampling::InfotextParams,
 }
 
 impl Pipeline {
@@ -177,195 +174,6 @@ impl Pipeline {
     #[must_use]
     pub fn native_size(&self) -> (usize, usize) {
         self.native_size
-    }
-
-    /// Runs one job.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] before any work; [`Error::NotANumber`] and [`Error::Tensor`] from the stages. An interrupt is not an
-    /// error: the result holds what was finished.
-    pub fn generate(
-        &mut self,
-        request: &GenerateRequest,
-        observer: &dyn Observer,
-    ) -> Result<Generated, Error> {
-        // 1. Check what would otherwise fail deep inside.
-        check(request)?;
-        let mut timings = Timings::default();
-        self.place.circular.store(request.tiling, Ordering::Relaxed);
-
-        // 2. Work out the run, which decides how often prompts can change.
-        let plan = plan(
-            request.sampler,
-            request.scheduler,
-            request.steps,
-            &request.sampler_options,
-            &self.table,
-        );
-
-        // 3. Merge the LoRAs and encode the prompts.
-        let (prompt, negative) = (
-            strip_comments(&request.prompt),
-            strip_comments(&request.negative_prompt),
-        );
-        let (plain, _) = crate::prompt::extract_extra_networks(&prompt);
-        self.merge_networks(request)?;
-        let prompts = timed(&mut timings.text, || {
-            self.text
-                .prompts(&plain, &negative, plan.expected_calls(), request.emphasis)
-        })?;
-
-        // 4. Seeds of every picture.
-        let total = request.batch_size * request.batch_count;
-        let (seeds, subseeds) = (seeds(request, total), subseeds(request, total));
-
-        let description = Description {
-            request,
-            prompt: &prompt,
-            negative_prompt: &negative,
-            checkpoint: &self.identity,
-            vae: self.vae_identity.as_ref(),
-            plan: &plan,
-            lora_hashes: self.networks.hashes(),
-            embedding_hashes: prompts.embedding_hashes(),
-        };
-        let mut extra_params = description.extra_params(&Vec::new());
-        let (mut images, mut interrupted) = (Vec::new(), false);
-        for batch in 0..request.batch_count {
-            let range = batch * request.batch_size..(batch + 1) * request.batch_size;
-            let noise = image_rng(request, &seeds[range.clone()], &subseeds[range.clone()]);
-
-            // 5. Denoise.
-            let done = timed(&mut timings.sample, || {
-                self.denoise(request, &plan, &prompts, noise, batch, observer)
-            })?;
-            timings.steps += plan.steps;
-            extra_params = description.extra_params(&done.infotext);
-            interrupted = done.stopped == Some(Control::Interrupt);
-
-            // 6. Decode picture by picture, and say how each was made.
-            let Some(latents) = done.latents else { break };
-            for (image, i) in latents.images().zip(range) {
-                let latents = Latents::new(
-                    image.to_vec(),
-                    [1, latents.shape[1], latents.shape[2], latents.shape[3]],
-                );
-                let image = timed(&mut timings.decode, || {
-                    decode::decode(&self.vae, &self.vae_place, &latents)
-                })?;
-                let infotext = description.infotext(seeds[i], subseeds[i], &extra_params);
-                let latents = request.keep_latents.then_some(latents.data);
-                images.push(GeneratedImage {
-                    image,
-                    seed: seeds[i],
-                    subseed: subseeds[i],
-                    infotext,
-                    latents,
-                });
-            }
-            if interrupted || observer.control() == Control::Interrupt {
-                interrupted = batch + 1 < request.batch_count || interrupted;
-                break;
-            }
-        }
-        let mut comments = request.networks.comments();
-        comments.extend(self.networks.comments());
-        Ok(Generated {
-            images,
-            seeds,
-            subseeds,
-            extra_params,
-            timings,
-            interrupted,
-            comments,
-        })
-    }
-
-    /// Brings the weights and the textual inversions to what the request names.
-    fn merge_networks(&mut self, request: &GenerateRequest) -> Result<(), Error> {
-        let wanted = &request.networks.files;
-        if !self.networks.holds(wanted) {
-            let start = Instant::now();
-            let reopened;
-            let file = if let Some(file) = &self.file {
-                file
-            } else {
-                reopened = self.source.open()?;
-                &reopened
-            };
-            let mut layers = self.text.layers_mut();
-            layers.extend(self.unet.layers_mut());
-            self.networks.switch(wanted, file, layers)?;
-            crate::trim_memory();
-            let seconds = start.elapsed().as_secs_f64();
-            tracing::info!(networks = wanted.len(), seconds, "LoRAs merged");
-        }
-        let bundled = self.networks.embeddings().iter();
-        let embeddings = request.embeddings.iter().chain(bundled).cloned().collect();
-        self.text.set_embeddings(embeddings);
-        Ok(())
-    }
-
-    /// Runs the sampler over one batch.
-    fn denoise(
-        &self,
-        request: &GenerateRequest,
-        plan: &Plan,
-        prompts: &Prompts,
-        mut noise: ImageRng,
-        batch: usize,
-        observer: &dyn Observer,
-    ) -> Result<Batch, Error> {
-        let x = plan.initial_latents(&noise.first());
-        let sizes = Sizes::of_picture(request.width, request.height);
-        let extra = self.unpainted(x.shape)?;
-        let mut network =
-            GuidedUnet::new((&self.unet, &self.place), prompts, sizes, observer, extra);
-        let guidance = Guidance {
-            scale: request.cfg_scale,
-            parameterization: self.parameterization,
-            ..Guidance::default()
-        };
-        let mut denoiser = CfgDenoiser::new(&mut network, guidance, plan, |_, denoised| {
-            if observer.wants_preview()
-                && let Ok(sheet) = grid(
-                    &decode::approximate(denoised),
-                    crate::imaging::GridShape::Square,
-                    image::Rgb([255; 3]),
-                )
-            {
-                observer.preview(sheet);
-            }
-        });
-        let mut streams = NoiseStreams::new(noise, plan);
-        let report = |step: usize| {
-            let step = step.min(plan.steps);
-            observer.progress(Progress {
-                step,
-                steps: plan.steps,
-                batch,
-                batches: request.batch_count,
-            });
-        };
-        let result = sample(plan, &mut denoiser, x, &mut streams, &mut |finished, _| {
-            report(finished)
-        });
-        let (infotext, last) = (denoiser.infotext(), denoiser.last_denoised().cloned());
-        drop(denoiser);
-        let latents = match result {
-            Ok(latents) => {
-                report(plan.steps);
-                Some(latents)
-            }
-            // What an interrupted run leaves is the last clean picture it saw.
-            Err(Error::Interrupted) if network.stopped.is_some() => last,
-            Err(error) => return Err(error),
-        };
-        Ok(Batch {
-            latents,
-            stopped: network.stopped,
-            infotext,
-        })
     }
 
     /// What an inpainting checkpoint is told when there is nothing to inpaint: paint everything, over grey.
@@ -438,57 +246,6 @@ fn load_vae(
     Vae::new(checkpoint, prefix::VAE, place)
 }
 
-fn check(request: &GenerateRequest) -> Result<(), Error> {
-    let GenerateRequest { width, height, .. } = *request;
-    if width < LATENT_PIXEL || height < LATENT_PIXEL {
-        return Err(Error::Invalid(format!(
-            "size {width}x{height} is below the smallest picture, 8x8"
-        )));
-    }
-    if request.steps == 0 || request.batch_size == 0 || request.batch_count == 0 {
-        return Err(Error::Invalid(
-            "steps, batch size and batch count must be at least 1".into(),
-        ));
-    }
-    if !request.cfg_scale.is_finite() {
-        return Err(Error::Invalid(format!(
-            "cfg scale must be a finite number, not `{}`",
-            request.cfg_scale
-        )));
-    }
-    Ok(())
-}
-
-fn image_rng(request: &GenerateRequest, seeds: &[u64], subseeds: &[u64]) -> ImageRng {
-    ImageRng::new(ImageRngConfig {
-        source: request.noise_source,
-        shape: [
-            4,
-            request.height / LATENT_PIXEL,
-            request.width / LATENT_PIXEL,
-        ],
-        seeds: seeds.to_vec(),
-        subseeds: subseeds.to_vec(),
-        subseed_strength: request.subseed_strength,
-        seed_resize_from: request.seed_resize_from,
-        eta_noise_seed_delta: request.sampler_options.eta_noise_seed_delta,
-    })
-}
-
-/// Consecutive seeds, or one for all while a variation seed makes the difference.
-fn seeds(request: &GenerateRequest, total: usize) -> Vec<u64> {
-    let step = u64::from(request.subseed_strength == 0.0);
-    (0..total as u64)
-        .map(|i| request.seed.wrapping_add(i * step))
-        .collect()
-}
-
-fn subseeds(request: &GenerateRequest, total: usize) -> Vec<u64> {
-    (0..total as u64)
-        .map(|i| request.subseed.wrapping_add(i))
-        .collect()
-}
-
 /// `1024x768` to width and height.
 fn parse_size(text: &str) -> Option<(usize, usize)> {
     let (width, height) = text.trim().split_once(['x', 'X'])?;
@@ -499,11 +256,4 @@ fn parse_size(text: &str) -> Option<(usize, usize)> {
             .filter(|n| (LATENT_PIXEL..=16_384).contains(n))
     };
     Some((side(width)?, side(height)?))
-}
-
-fn timed<T>(total: &mut Duration, work: impl FnOnce() -> T) -> T {
-    let start = Instant::now();
-    let value = work();
-    *total += start.elapsed();
-    value
 }

@@ -1,9 +1,12 @@
 //! What a job is asked for, what it reports on the way, and what it returns. Plain data: no tensor, no HTTP.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::networks::Networks;
+use super::hires::Hires;
+use super::image_to_image::InitImage;
+use super::networks::KnownLora;
 use crate::imaging::infotext::Params;
 use crate::prompt::Emphasis;
 use crate::rng::NoiseSource;
@@ -55,8 +58,13 @@ pub struct GenerateRequest {
     pub tiling: bool,
     /// Keep the final latents in the result.
     pub keep_latents: bool,
-    /// What the prompt's `<lora:…>` tags stand for (see [`Networks::resolve`]); tags by themselves have no effect.
-    pub networks: Networks,
+    /// Pictures the job starts from (img2img); `None` starts from noise.
+    pub init_image: Option<InitImage>,
+    /// A second pass at a larger size (hires fix); not together with `init_image`.
+    pub hires: Option<Hires>,
+    /// Files of the names in `<lora:…>` tags (see [`Self::lora_names`]); a name without one is reported as missing. `None`
+    /// ignores the tags.
+    pub loras: Option<BTreeMap<String, KnownLora>>,
     /// Textual inversions that prompts may name.
     pub embeddings: Vec<Arc<Embedding>>,
     /// What the infotext says beyond what this request implies.

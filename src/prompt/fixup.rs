@@ -5,6 +5,8 @@
 //! until nothing changes. Mojibake is repaired for the Windows-1252 and Latin-1 misreadings only, and only where the text
 //! decodes to valid UTF-8 (ftfy also guesses other code pages).
 
+use std::ops::Range;
+
 use tokenizers::tokenizer::NormalizedString;
 
 use super::entities::Entities;
@@ -86,35 +88,99 @@ fn compose(text: String) -> String {
 
 /// Replaces stretches of UTF-8 that were read as Windows-1252.
 ///
-/// A stretch counts as misread when it holds a sequence of three or more bytes, two sequences in a row, or one that
-/// begins with `Ã` or `Â`: no language writes those, while a lone pair such as `É®` may be meant.
+/// Where every character beyond ASCII belongs to such a stretch, one sure sign is enough for all of them: a sequence of three or more
+/// bytes, one that begins with `Ã` or `Â`, or two sequences in a row. In mixed text each stretch needs its own, and a single
+/// sequence that begins like a letter with an accent (`å¥½`) is none. A lone pair such as `É®` may be meant.
 fn fix_mojibake(text: &str) -> String {
     if text.is_ascii() {
         return text.to_string();
     }
     let chars: Vec<char> = text.chars().collect();
+    let stretches = misread_stretches(&chars);
+    let covered: usize = stretches.iter().map(|stretch| stretch.chars.len()).sum();
+    // `Ã` before a space was `à`, whose second byte is a no-break space that programs like to replace.
+    let lost_space = |at: usize| chars[at] == 'Ã' && chars.get(at + 1) == Some(&' ');
+    let lost_spaces = (0..chars.len()).filter(|&at| lost_space(at)).count();
+    let consistent = covered + lost_spaces == chars.iter().filter(|c| !c.is_ascii()).count();
+    let any_sure = stretches.iter().any(Stretch::is_sure);
     let mut out = String::with_capacity(text.len());
     let mut at = 0;
+    let mut stretches = stretches.iter().peekable();
     while at < chars.len() {
-        let mut decoded = String::new();
-        let mut sequences = 0;
-        let mut certain = false;
-        let mut end = at;
-        while let Some((c, length)) = misread_sequence(&chars[end..]) {
-            decoded.push(c);
-            sequences += 1;
-            certain |= length > 2 || matches!(chars[end], 'Ã' | 'Â');
-            end += length;
-        }
-        if certain || sequences > 1 {
-            out.push_str(&decoded);
-            at = end;
+        if let Some(stretch) = stretches.next_if(|stretch| stretch.chars.start == at) {
+            let sure = if consistent {
+                any_sure
+            } else {
+                stretch.is_sure_alone()
+            };
+            if sure {
+                out.push_str(&stretch.decoded);
+            } else {
+                out.extend(&chars[stretch.chars.clone()]);
+            }
+            at = stretch.chars.end;
+        } else if lost_space(at) && any_sure {
+            out.push('à');
+            // Of two spaces one was the byte; a single one is needed between the words.
+            at += if chars.get(at + 2) == Some(&' ') {
+                2
+            } else {
+                1
+            };
         } else {
             out.push(chars[at]);
             at += 1;
         }
     }
     out
+}
+
+/// Sequences in a row that decode as UTF-8.
+struct Stretch {
+    chars: Range<usize>,
+    decoded: String,
+    /// First character of the stretch's sequences, and their lengths.
+    leads: Vec<(char, usize)>,
+}
+
+impl Stretch {
+    fn is_sure(&self) -> bool {
+        self.leads.len() > 1
+            || self
+                .leads
+                .iter()
+                .any(|&(lead, length)| length > 2 || matches!(lead, 'Ã' | 'Â'))
+    }
+
+    fn is_sure_alone(&self) -> bool {
+        self.leads.len() > 1
+            || self
+                .leads
+                .iter()
+                .any(|&(lead, _)| matches!(lead, 'Ã' | 'Â' | 'â' | 'ã' | 'ï' | 'ð'))
+    }
+}
+
+fn misread_stretches(chars: &[char]) -> Vec<Stretch> {
+    let mut stretches = Vec::new();
+    let mut at = 0;
+    while at < chars.len() {
+        let mut stretch = Stretch {
+            chars: at..at,
+            decoded: String::new(),
+            leads: Vec::new(),
+        };
+        while let Some((c, length)) = misread_sequence(&chars[stretch.chars.end..]) {
+            stretch.leads.push((chars[stretch.chars.end], length));
+            stretch.decoded.push(c);
+            stretch.chars.end += length;
+        }
+        at = stretch.chars.end.max(at + 1);
+        if !stretch.leads.is_empty() {
+            stretches.push(stretch);
+        }
+    }
+    stretches
 }
 
 /// The character that the first two to four of `chars` encode when read as bytes of Windows-1252, and their number.
@@ -171,7 +237,7 @@ fn simplify(text: &str) -> String {
                 chars.next_if_eq(&'\n');
                 out.push('\n');
             }
-            '\u{85}' | '\u{2028}' | '\u{2029}' => out.push('\n'),
+            '\u{2028}' | '\u{2029}' => out.push('\n'),
             '\u{80}'..='\u{9f}' => out.push(windows_1252(c as u8)),
             '\u{2bc}' | '\u{2018}'..='\u{201b}' => out.push('\''),
             '\u{201c}'..='\u{201f}' => out.push('"'),
@@ -241,6 +307,11 @@ mod tests {
             ("ðŸ˜€ smile", "😀 smile"),
             ("Ð¿Ñ€Ð¸Ð²ÐµÑ‚", "привет"),
             ("NESTLÉ® café", "NESTLÉ® café"),
+            ("Å‚Ã³dÅº", "łódź"),
+            ("Ã©tÃ© Ã  la", "été à la"),
+            ("MANHÃ DE SOL", "MANHÃ DE SOL"),
+            ("ä½ å¥½ world", "ä½ å¥½ world"),
+            ("a\u{85}", "a…"),
             ("&amp;amp; x", "& x"),
             ("<b> &amp;", "<b> &amp;"),
             ("ＦＵＬＬ　ｱ", "FULL ア"),

@@ -102,7 +102,11 @@ mod tests {
             (0xb8, -1.0),
             (0x00, 0.0),
         ] {
-            assert_eq!(e4m3_to_f32(byte), value, "{byte:#x}");
+            assert_eq!(
+                e4m3_to_f32(byte).to_bits(),
+                f32::to_bits(value),
+                "{byte:#x}"
+            );
         }
         assert!(e4m3_to_f32(0xff).is_nan() && e4m3_to_f32(0x7f).is_nan());
     }

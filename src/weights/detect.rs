@@ -120,113 +120,114 @@ impl Kind {
     }
 }
 
+/// What is asked of a file to tell its kind.
+struct Keys<'a>(&'a dyn Source);
+
+impl Keys<'_> {
+    fn has(&self, key: &str) -> bool {
+        self.0.shape(key).is_some()
+    }
+
+    /// Dimension `axis` of a tensor.
+    fn dim(&self, key: &str, axis: usize) -> Option<usize> {
+        self.0.shape(key)?.get(axis).copied()
+    }
+
+    fn any(&self, test: impl Fn(&str) -> bool) -> bool {
+        self.0.keys().iter().any(|key| test(key))
+    }
+
+    fn any_starts_with(&self, starts: &[&str]) -> bool {
+        self.any(|key| starts.iter().any(|start| key.starts_with(start)))
+    }
+
+    fn any_contains(&self, parts: &[&str]) -> bool {
+        self.any(|key| parts.iter().any(|part| key.contains(part)))
+    }
+}
+
 /// Decides the kind of `source`.
 #[must_use]
 pub fn kind(source: &dyn Source) -> Kind {
-    let has = |key: &str| source.shape(key).is_some();
-    let length = |key: &str| source.shape(key).and_then(<[usize]>::first).copied();
-    let any = |test: &dyn Fn(&str) -> bool| source.keys().iter().any(|k| test(k));
-    let unet = any(&|k| k.starts_with(prefix::UNET));
-    let input_channels = source
-        .shape("model.diffusion_model.input_blocks.0.0.weight")
-        .and_then(|s| s.get(1))
-        .copied();
+    let keys = Keys(source);
+    if keys.any_contains(&["joint_blocks."]) {
+        Kind::Sd3
+    } else if keys.any(|key| key.contains("double_blocks.") && key.contains("img_attn")) {
+        Kind::Flux
+    } else if keys.any_starts_with(&[prefix::UNET]) {
+        checkpoint_kind(&keys)
+    } else {
+        part_kind(&keys)
+    }
+}
 
-    if has("conditioner.embedders.1.model.ln_final.weight") && unet {
-        return if has("edm_mean") || has("edm_vpred.sigma_max") {
+/// The kind of a file with a UNet in it, in A1111's order.
+fn checkpoint_kind(keys: &Keys<'_>) -> Kind {
+    const REFINER: &str = "conditioner.embedders.0.model.ln_final.weight";
+    const SD2: [&str; 2] = [
+        "depth_model.model.pretrained.act_postprocess3.0.project.0.bias",
+        "embedder.model.ln_final.weight",
+    ];
+    if keys.has("conditioner.embedders.1.model.ln_final.weight") {
+        let clip_l = format!("{}embeddings.token_embedding.weight", prefix::CLIP_L);
+        return if keys.has("edm_mean") || keys.has("edm_vpred.sigma_max") {
             Kind::Edm
-        } else if !has(&format!(
-            "{}embeddings.token_embedding.weight",
-            prefix::CLIP_L
-        )) {
+        } else if !keys.has(&clip_l) {
             Kind::SdxlPart
-        } else if input_channels == Some(9) {
+        } else if keys.dim("model.diffusion_model.input_blocks.0.0.weight", 1) == Some(9) {
             Kind::SdxlInpaint
         } else {
             Kind::Sdxl
         };
     }
-    if unet && has("conditioner.embedders.0.model.ln_final.weight") {
-        return if length("conditioner.embedders.0.model.ln_final.weight") == Some(1024) {
-            Kind::Sd2
-        } else {
-            Kind::SdxlRefiner
-        };
+    match keys.dim(REFINER, 0) {
+        // SD 2.1 Turbo in sgm's layout.
+        Some(1024) => Kind::Sd2,
+        Some(_) => Kind::SdxlRefiner,
+        None if SD2.iter().any(|key| keys.has(key)) => Kind::Sd2,
+        None if keys.any_starts_with(&["cond_stage_model.model."]) => Kind::Sd2,
+        None if keys.any_starts_with(&["cond_stage_model."]) => Kind::Sd1,
+        None if keys.has("model.diffusion_model.label_emb.0.0.weight") => Kind::SdxlPart,
+        None => Kind::DiffusersUnet,
     }
-    if any(&|k| k.contains("joint_blocks.")) {
-        return Kind::Sd3;
-    }
-    if any(&|k| k.contains("double_blocks.") && k.contains("img_attn")) {
-        return Kind::Flux;
-    }
-    if unet
-        && (any(&|k| k.starts_with("cond_stage_model.model."))
-            || has("depth_model.model.pretrained.act_postprocess3.0.project.0.bias")
-            || has("embedder.model.ln_final.weight"))
+}
+
+/// The kind of a file without a UNet in the single-file layout.
+fn part_kind(keys: &Keys<'_>) -> Kind {
+    const LORA: [&str; 9] = [
+        ".lora_A.",
+        ".lora_B.",
+        ".lora.up",
+        ".lora.down",
+        ".lora_up.",
+        ".lora_down.",
+        ".hada_w1",
+        ".lokr_w",
+        ".oft_blocks",
+    ];
+    let vae = |key: &str| key.trim_start_matches(prefix::VAE).starts_with("decoder.");
+    let control = ["control_model.", "controlnet_", "lllite_"];
+    if keys.any_starts_with(&control) || keys.any_contains(&["input_hint_block"]) {
+        Kind::ControlNet
+    } else if keys.any_starts_with(&["lora_", "lycoris_", "oft_", "bundle_emb"])
+        || keys.any_contains(&LORA)
     {
-        return Kind::Sd2;
-    }
-    if unet && any(&|k| k.starts_with("cond_stage_model.")) {
-        return Kind::Sd1;
-    }
-    if unet {
-        let sdxl = has("model.diffusion_model.label_emb.0.0.weight");
-        return if sdxl {
-            Kind::SdxlPart
-        } else {
-            Kind::DiffusersUnet
-        };
-    }
-    if any(&|k| {
-        k.starts_with("control_model.")
-            || k.starts_with("controlnet_")
-            || k.contains("input_hint_block")
-            || k.starts_with("lllite_")
-    }) {
-        return Kind::ControlNet;
-    }
-    if any(&|k| {
-        ["lora_", "lycoris_", "oft_", "bundle_emb"]
-            .iter()
-            .any(|p| k.starts_with(p))
-    }) || any(&|k| {
-        [
-            ".lora_A.",
-            ".lora_B.",
-            ".lora.up",
-            ".lora.down",
-            ".lora_up.",
-            ".lora_down.",
-            ".hada_w1",
-            ".lokr_w",
-        ]
-        .iter()
-        .any(|p| k.contains(p))
-    }) {
-        return Kind::Lora;
-    }
-    if (has("clip_l") && has("clip_g")) || has("emb_params") {
-        return Kind::Embedding;
-    }
-    if any(&|k| k.starts_with("down_blocks.") || k.starts_with("input_blocks."))
-        && any(&|k| k.contains("transformer_blocks."))
+        Kind::Lora
+    } else if (keys.has("clip_l") && keys.has("clip_g")) || keys.has("emb_params") {
+        Kind::Embedding
+    } else if keys.any_starts_with(&["down_blocks.", "input_blocks."])
+        && keys.any_contains(&["transformer_blocks."])
     {
-        return Kind::DiffusersUnet;
+        Kind::DiffusersUnet
+    } else if keys.any(vae) && keys.any_contains(&["conv_in"]) {
+        Kind::Vae
+    } else if keys.any_contains(&["RDB", "rdb1", "RRDB_trunk"]) || keys.has("body.1.weight") {
+        Kind::Upscaler
+    } else if keys.any_starts_with(&["conditioner.", "text_model."]) {
+        Kind::SdxlPart
+    } else {
+        Kind::Unknown
     }
-    if any(&|k| k.trim_start_matches(prefix::VAE).starts_with("decoder."))
-        && any(&|k| k.contains("conv_in"))
-    {
-        return Kind::Vae;
-    }
-    if any(&|k| k.contains("RDB") || k.contains("rdb1") || k.starts_with("RRDB_trunk"))
-        || has("body.1.weight")
-    {
-        return Kind::Upscaler;
-    }
-    if any(&|k| k.starts_with("conditioner.") || k.starts_with("text_model.")) {
-        return Kind::SdxlPart;
-    }
-    Kind::Unknown
 }
 
 /// How the UNet's output is to be read.
@@ -296,7 +297,8 @@ mod tests {
 
     #[test]
     fn each_kind_is_recognised_from_its_keys() {
-        let cases: &[(Kind, &[(&str, &[usize])])] = &[
+        type Keys<'a> = &'a [(&'a str, &'a [usize])];
+        let cases: &[(Kind, Keys<'_>)] = &[
             (
                 Kind::Sdxl,
                 &[(UNET_IN, &[1, 4, 3, 3]), (BIG_G, &[4]), (CLIP_L, &[4, 4])],

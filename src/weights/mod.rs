@@ -28,6 +28,15 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// The file cannot be written.
+    #[error("cannot write `{}`", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
     /// The file ends before its header says.
     #[error("checkpoint is truncated: `{}` has {found} bytes, its header needs {expected}; download it again", path.display())]
     Truncated {

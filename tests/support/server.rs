@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 /// Longer than anything here takes on a slow machine.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(240);
+pub(crate) const DEADLINE: Duration = Duration::from_mins(4);
 
 /// Asks until there is an answer.
 #[track_caller]
@@ -179,19 +179,36 @@ impl Server {
     ) -> TcpStream {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        let mut head =
-            format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n");
+        let mut lines = vec![
+            format!("{method} {path} HTTP/1.1"),
+            "host: localhost".into(),
+            "connection: close".into(),
+        ];
         let credentials = self
             .authorization
             .as_deref()
             .map(|value| ("authorization", value));
-        for (name, value) in headers.iter().copied().chain(credentials) {
-            head += &format!("{name}: {value}\r\n");
-        }
+        lines.extend(
+            headers
+                .iter()
+                .copied()
+                .chain(credentials)
+                .map(|(name, value)| format!("{name}: {value}")),
+        );
         if method == "POST" {
-            head += &format!("content-length: {}\r\n", body.len());
+            lines.push(format!("content-length: {}", body.len()));
         }
-        stream.write_all(format!("{head}\r\n").as_bytes()).unwrap();
+        stream
+            .write_all(
+                (lines.join(
+                    "
+",
+                ) + "
+
+")
+                .as_bytes(),
+            )
+            .unwrap();
         // A server may answer and close before it has read a body that it refuses.
         let _ = stream.write_all(body);
         stream

@@ -290,7 +290,7 @@ impl Task<'_> {
                 };
                 tile.totals[i] = tile.totals[i] * fade + (S::sum(total) - hidden);
                 tile.maxima[i] = maximum;
-                if fade != 1.0 {
+                if fade.to_bits() != 1f32.to_bits() {
                     for panel in tile.sums.chunks_exact_mut(MR * nr) {
                         panel[i * nr..][..nr].iter_mut().for_each(|x| *x *= fade);
                     }

@@ -21,6 +21,8 @@ use super::{Isa, Kernel, Shared, count_multiply_adds, for_each_task};
 pub(crate) const NV: usize = 2;
 /// `k` values of one panel kept in L2 at a time (128 bytes each with AVX-512: 256 KiB).
 const K_BLOCK: usize = 2048;
+/// `k` values packed at a time: 128 lines of a panel are 16 KiB.
+const PACK_BLOCK: usize = 128;
 /// Rows a task takes at most, so that its part of `a` is still in a shared cache for the next panel.
 const ROWS_PER_TASK: usize = 2048;
 
@@ -53,7 +55,7 @@ impl Packed {
         columns: Columns,
         index: impl Fn(usize) -> usize + Sync,
     ) -> Self {
-        let k = if n == 0 { 0 } else { rows.len() / n };
+        let k = rows.len().checked_div(n).unwrap_or(0);
         let lanes = isa.lanes();
         let nr = NV * lanes;
         let panels = match columns {
@@ -78,31 +80,29 @@ impl Packed {
         rows: &[f32],
         index: impl Fn(usize) -> usize + Sync,
     ) {
-        let Self { n, k, .. } = *self;
+        let Self { n, k, columns, .. } = *self;
         assert!(
             rows.len() <= n.saturating_sub(first) * k,
-            "rows {first}.. of {n}: {} values of {k} each",
+            "gemm: {} values from row {first} on",
             rows.len()
         );
-        let (lanes, columns) = (self.isa.lanes(), self.columns);
+        let lanes = self.isa.lanes();
         let nr = NV * lanes;
         self.data
             .par_chunks_mut((k * nr).max(1))
             .enumerate()
             .for_each(|(p, panel)| {
-                for lane in 0..nr {
-                    let source = match columns {
-                        Columns::Plain => Some(p * nr + lane),
-                        Columns::Geglu => {
-                            let c = p * lanes + lane % lanes;
-                            (c < n / 2).then_some(c + if lane < lanes { 0 } else { n / 2 })
-                        }
-                    };
-                    let row = source
-                        .and_then(|c| c.checked_sub(first))
-                        .and_then(|c| rows.get(c * k..(c + 1) * k));
-                    if let Some(row) = row {
-                        for i in 0..k {
+                let row_of = |lane| {
+                    let row = source(columns, (p, lane), (n, lanes))?.checked_sub(first)?;
+                    rows.get(row * k..(row + 1) * k)
+                };
+                let rows: Vec<Option<&[f32]>> = (0..nr).map(row_of).collect();
+                // In blocks of k that fit the L1 cache, so that each row is read and each panel line written once.
+                for begin in (0..k).step_by(PACK_BLOCK) {
+                    let end = (begin + PACK_BLOCK).min(k);
+                    for (lane, row) in rows.iter().enumerate() {
+                        let Some(row) = row else { continue };
+                        for i in begin..end {
                             panel[i * nr + lane] = row[index(i)];
                         }
                     }
@@ -137,6 +137,21 @@ impl Packed {
     /// Bytes held.
     pub(crate) fn bytes(&self) -> usize {
         self.data.len() * size_of::<f32>()
+    }
+}
+
+/// The output row that lane `lane` of panel `panel` holds, if it is not padding.
+fn source(
+    columns: Columns,
+    (panel, lane): (usize, usize),
+    (n, lanes): (usize, usize),
+) -> Option<usize> {
+    match columns {
+        Columns::Plain => Some(panel * NV * lanes + lane).filter(|&c| c < n),
+        Columns::Geglu => {
+            let c = panel * lanes + lane % lanes;
+            (c < n / 2).then_some(c + if lane < lanes { 0 } else { n / 2 })
+        }
     }
 }
 
@@ -304,11 +319,7 @@ impl Task<'_> {
             if begin > 0 {
                 self.each_vector::<S, MR>(valid, |i, j, column, width| {
                     let p = self.out.as_ptr().add((m + i) * self.w.n + column);
-                    acc[i][j] = if width == S::LANES {
-                        S::load(p)
-                    } else {
-                        S::load_first(p, width)
-                    };
+                    acc[i][j] = S::load_up_to(p, width);
                 });
             }
             let mut b = self
@@ -346,11 +357,7 @@ impl Task<'_> {
             if end < self.w.k {
                 self.each_vector::<S, MR>(valid, |i, j, column, width| {
                     let p = self.out.as_ptr().add((m + i) * self.w.n + column);
-                    if width == S::LANES {
-                        S::store(p, acc[i][j])
-                    } else {
-                        S::store_first(p, acc[i][j], width)
-                    }
+                    S::store_up_to(p, acc[i][j], width);
                 });
             } else {
                 self.finish::<S, MR>(m, valid, &acc);
@@ -418,8 +425,7 @@ impl Task<'_> {
         // SAFETY: `column + width <= n`, the bias's length.
         unsafe {
             match self.epilogue.bias {
-                Some(bias) if width == S::LANES => S::add(v, S::load(bias.as_ptr().add(column))),
-                Some(bias) => S::add(v, S::load_first(bias.as_ptr().add(column), width)),
+                Some(bias) => S::add(v, S::load_up_to(bias.as_ptr().add(column), width)),
                 None => v,
             }
         }
@@ -436,14 +442,7 @@ impl Task<'_> {
     ) {
         // SAFETY: `row < m`, `column + width <= outputs`, and the slices have the sizes `gemm` asserted.
         unsafe {
-            let full = width == S::LANES;
-            let read = |p: *const f32| {
-                if full {
-                    S::load(p)
-                } else {
-                    S::load_first(p, width)
-                }
-            };
+            let read = |p: *const f32| S::load_up_to(p, width);
             let mut v = v;
             if let Some(row_bias) = self.epilogue.row_bias {
                 v = S::add(
@@ -460,12 +459,7 @@ impl Task<'_> {
             if let Some(residual) = self.epilogue.residual {
                 v = S::add(v, read(residual.as_ptr().add(at)));
             }
-            let p = self.out.as_ptr().add(at);
-            if full {
-                S::store(p, v)
-            } else {
-                S::store_first(p, v, width)
-            }
+            S::store_up_to(self.out.as_ptr().add(at), v, width);
         }
     }
 }

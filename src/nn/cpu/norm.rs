@@ -1,4 +1,4 @@
-//! Group norm (with SiLU) and layer norm on channels-last `f32`.
+//! Group norm (with `SiLU`) and layer norm on channels-last `f32`.
 //!
 //! Sums are taken per channel relative to the channel's first pixel, in `f32` over short runs and `f64` across them,
 //! so a large mean does not eat the variance.
@@ -22,12 +22,12 @@ pub(crate) struct Groups {
     pub(crate) batch: usize,
     pub(crate) pixels: usize,
     pub(crate) channels: usize,
-    pub(crate) groups: usize,
+    pub(crate) count: usize,
     pub(crate) eps: f32,
     pub(crate) silu: bool,
 }
 
-/// `out = (x - mean) / sqrt(var + eps) * weight + bias`, per group of neighbouring channels, then SiLU if asked.
+/// `out = (x - mean) / sqrt(var + eps) * weight + bias`, per group of neighbouring channels, then `SiLU` if asked.
 pub(crate) fn group_norm(
     isa: Isa,
     x: &[f32],
@@ -40,7 +40,7 @@ pub(crate) fn group_norm(
     assert_eq!(x.len(), g.batch * per_image, "group norm: input size");
     assert_eq!(out.len(), x.len(), "group norm: output size");
     assert!(
-        weight.len() == c && bias.len() == c && c.is_multiple_of(g.groups),
+        weight.len() == c && bias.len() == c && c.is_multiple_of(g.count),
         "group norm: channels"
     );
     let tasks = g.pixels.div_ceil(PIXELS_PER_TASK);
@@ -58,7 +58,7 @@ pub(crate) fn group_norm(
         isa.run(Sums {
             x: &image[rows(t % tasks)],
             origin: &image[..c],
-            sums,
+            out: sums,
         });
     });
 
@@ -102,8 +102,8 @@ fn affine_of_image(sums: &[f64], origin: &[f32], weight: &[f32], g: Groups, affi
         total.iter_mut().zip(part).for_each(|(t, p)| *t += p);
     }
     let n = g.pixels as f64;
-    let per_group = c / g.groups;
-    for group in 0..g.groups {
+    let per_group = c / g.count;
+    for group in 0..g.count {
         let channels = group * per_group..(group + 1) * per_group;
         let channel_mean = |i: usize| f64::from(origin[i]) + total[i] / n;
         let mean = channels.clone().map(channel_mean).sum::<f64>() / per_group as f64;
@@ -126,7 +126,7 @@ fn affine_of_image(sums: &[f64], origin: &[f32], weight: &[f32], g: Groups, affi
 struct Sums<'a> {
     x: &'a [f32],
     origin: &'a [f32],
-    sums: &'a mut [f64],
+    out: &'a mut [f64],
 }
 
 impl Kernel for Sums<'_> {
@@ -136,7 +136,7 @@ impl Kernel for Sums<'_> {
     fn run<S: Simd>(self) {
         let c = self.origin.len();
         let whole = c / S::LANES * S::LANES;
-        let (sum, square) = self.sums.split_at_mut(c);
+        let (sum, square) = self.out.split_at_mut(c);
         for run in self.x.chunks(RUN * c) {
             for at in (0..whole).step_by(S::LANES) {
                 // SAFETY: `at + LANES <= c` and each pixel of the run holds `c` values.
@@ -168,7 +168,7 @@ impl Kernel for Sums<'_> {
     }
 }
 
-/// `out = (x - mean) * scale + bias`, then SiLU if asked, pixel by pixel.
+/// `out = (x - mean) * scale + bias`, then `SiLU` if asked, pixel by pixel.
 struct Apply<'a> {
     x: &'a [f32],
     mean: &'a [f32],
@@ -190,13 +190,7 @@ impl Kernel for Apply<'_> {
                 let width = S::LANES.min(c - at);
                 // SAFETY: `at + width <= c`, the length of all five.
                 unsafe {
-                    let read = |p: &[f32]| {
-                        if width == S::LANES {
-                            S::load(p.as_ptr().add(at))
-                        } else {
-                            S::load_first(p.as_ptr().add(at), width)
-                        }
-                    };
+                    let read = |p: &[f32]| S::load_up_to(p.as_ptr().add(at), width);
                     let mut y = S::fma(
                         S::sub(read(x), read(self.mean)),
                         read(self.scale),
@@ -205,12 +199,7 @@ impl Kernel for Apply<'_> {
                     if self.silu {
                         y = silu::<S>(y);
                     }
-                    let p = out.as_mut_ptr().add(at);
-                    if width == S::LANES {
-                        S::store(p, y)
-                    } else {
-                        S::store_first(p, y, width)
-                    }
+                    S::store_up_to(out.as_mut_ptr().add(at), y, width);
                 }
                 at += S::LANES;
             }
@@ -283,21 +272,10 @@ impl Kernel for Layer<'_> {
                 let width = S::LANES.min(c - at);
                 // SAFETY: `at + width <= c`, the length of all four.
                 unsafe {
-                    let read = |p: &[f32]| {
-                        if width == S::LANES {
-                            S::load(p.as_ptr().add(at))
-                        } else {
-                            S::load_first(p.as_ptr().add(at), width)
-                        }
-                    };
+                    let read = |p: &[f32]| S::load_up_to(p.as_ptr().add(at), width);
                     let normal = S::mul(S::sub(read(x), S::splat(mean)), S::splat(inverse));
                     let y = S::fma(normal, read(self.weight), read(self.bias));
-                    let p = out.as_mut_ptr().add(at);
-                    if width == S::LANES {
-                        S::store(p, y)
-                    } else {
-                        S::store_first(p, y, width)
-                    }
+                    S::store_up_to(out.as_mut_ptr().add(at), y, width);
                 }
                 at += S::LANES;
             }

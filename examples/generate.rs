@@ -1,0 +1,79 @@
+//! Makes a picture from Rust, without a server: load, describe the job, generate, write a PNG.
+//!
+//! `cargo run --release --example generate` writes `generated.png`, or the file named as the first argument.
+
+use std::error::Error;
+
+use sdgen::imaging::{EncodeOptions, encode};
+use sdgen::pipeline::{
+    CheckpointIdentity, CheckpointSource, GenerateRequest, InfotextOptions, LoadOptions, Observer,
+    Pipeline, Progress,
+};
+use sdgen::prompt::Emphasis;
+use sdgen::rng::NoiseSource;
+use sdgen::sampling::{Sampler, SamplerOptions, Scheduler};
+
+/// Told about every step; could also stop the job.
+struct Dots;
+
+impl Observer for Dots {
+    fn progress(&self, progress: Progress) {
+        eprintln!("step {} of {}", progress.step, progress.steps);
+    }
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let path = std::env::args().nth(1);
+    let path = path.unwrap_or_else(|| "generated.png".into());
+
+    // `CheckpointSource::File(path)` loads an SDXL checkpoint of yours.
+    let options = LoadOptions {
+        device: candle_core::Device::Cpu,
+        dtype: candle_core::DType::F32,
+        vae: None,
+    };
+    let identity = CheckpointIdentity {
+        name: "sdgen-demo".into(),
+        shorthash: String::new(),
+    };
+    let mut pipeline = Pipeline::load(&CheckpointSource::Embedded, identity, &options)?;
+    let (width, height) = pipeline.native_size();
+
+    let request = GenerateRequest {
+        prompt: "a (red:1.2) apple, painted style".into(),
+        negative_prompt: String::new(),
+        seed: 7,
+        subseed: 0,
+        subseed_strength: 0.0,
+        seed_resize_from: None,
+        sampler: Sampler::Dpmpp2M,
+        scheduler: Scheduler::Automatic,
+        sampler_options: SamplerOptions::default(),
+        steps: 20,
+        cfg_scale: 4.0,
+        width,
+        height,
+        batch_size: 1,
+        batch_count: 1,
+        clip_skip: 1,
+        noise_source: NoiseSource::Gpu,
+        emphasis: Emphasis::default(),
+        tiling: false,
+        init_image: None,
+        hires: None,
+        keep_latents: false,
+        loras: None,
+        embeddings: Vec::new(),
+        infotext: InfotextOptions::default(),
+    };
+    let generated = pipeline.generate(&request, &Dots)?;
+
+    let picture = &generated.images[0];
+    let options = EncodeOptions {
+        infotext: Some(&picture.infotext),
+        ..EncodeOptions::default()
+    };
+    std::fs::write(&path, encode(&picture.image, &options)?.bytes)?;
+    eprintln!("{path}: {}", picture.infotext);
+    Ok(())
+}

@@ -1,0 +1,118 @@
+//! `sdgen bench`: seconds, GFLOP/s and memory of each part of a job, or of single operations.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{Common, Stop, load_config, print};
+use crate::engine::models::Catalog;
+use crate::nn::{Placement, cpu::Isa};
+use crate::pipeline::bench::{
+    BenchModel, BenchOptions, Part, measure, measure_operations, write_synthetic,
+};
+use crate::telemetry;
+
+/// What to measure.
+#[derive(Debug, Args)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
+pub struct BenchArgs {
+    /// Random weights in the shape of a published model instead of a checkpoint
+    #[arg(long, value_name = "MODEL", value_parser = ["sdxl"])]
+    pub synthetic: Option<String>,
+    /// Checkpoint to measure [default: as for `prompt`]
+    #[arg(
+        short = 'm',
+        long,
+        value_name = "PATH|NAME",
+        conflicts_with = "synthetic"
+    )]
+    pub checkpoint: Option<String>,
+    /// Picture width in pixels
+    #[arg(short = 'W', long, default_value_t = 512)]
+    pub width: usize,
+    /// Picture height in pixels
+    #[arg(short = 'H', long, default_value_t = 512)]
+    pub height: usize,
+    /// Denoising steps, each with both halves of the guidance
+    #[arg(long, default_value_t = 2)]
+    pub steps: usize,
+    /// Write the synthetic model to a file (f16, 6.9 GB) instead of measuring
+    #[arg(long, value_name = "FILE", requires = "synthetic")]
+    pub write: Option<PathBuf>,
+    /// Measure single operations at SDXL's shapes instead of a whole job
+    #[arg(long, conflicts_with_all = ["synthetic", "checkpoint"])]
+    pub operations: bool,
+    /// One JSON object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Runs the measurement and prints each part as it ends.
+///
+/// # Errors
+/// Exit 2 for an unknown checkpoint or size, 1 when the model cannot be loaded or run.
+pub fn run(args: &BenchArgs, common: &Common) -> Result<(), Stop> {
+    let config = load_config(common, Vec::new(), Vec::new())?.config;
+    telemetry::init(&config.log);
+    if let Some(path) = &args.write {
+        return write_synthetic(path).map_err(Stop::failed);
+    }
+    if args.width < 64 || args.height < 64 || args.width > 4096 || args.height > 4096 {
+        return Err(Stop::usage_text(format!(
+            "size {}x{} is outside 64x64 to 4096x4096",
+            args.width, args.height
+        )));
+    }
+    let mut report = |part: Part| {
+        // A closed pipe does not end a measurement.
+        let _ = print(&line(&part, args.json));
+    };
+    let place = Placement::cpu();
+    if args.operations {
+        measure_operations(&place, &mut report).map_err(Stop::failed)?;
+    } else {
+        let model = if args.synthetic.is_some() {
+            BenchModel::Synthetic
+        } else {
+            let catalog = Catalog::open(&config);
+            let checkpoint = match &args.checkpoint {
+                Some(name) => catalog.find_or_open(name).map_err(Stop::usage)?,
+                None => catalog.default_checkpoint(),
+            };
+            BenchModel::Checkpoint(checkpoint.source)
+        };
+        let options = BenchOptions {
+            width: args.width,
+            height: args.height,
+            steps: args.steps,
+        };
+        measure(&model, &place, options, &mut report).map_err(Stop::failed)?;
+    }
+    print(&summary(args.json))
+}
+
+fn line(part: &Part, json: bool) -> String {
+    let gflops = part.operations as f64 / part.seconds / 1e9;
+    if json {
+        let value = serde_json::json!({"part": part.name, "seconds": part.seconds, "gflop": part.operations as f64 / 1e9, "gflop_per_s": gflops});
+        return format!("{value}\n");
+    }
+    let rate = if part.operations == 0 {
+        String::new()
+    } else {
+        format!("{gflops:9.1} GFLOP/s")
+    };
+    format!("{:<44} {:>10.3} ms {rate}\n", part.name, part.seconds * 1e3)
+}
+
+fn summary(json: bool) -> String {
+    let peak = telemetry::peak_memory_bytes().unwrap_or(0) as f64 / 1e9;
+    let (isa, threads) = (Isa::chosen(), rayon::current_num_threads());
+    if json {
+        return format!(
+            "{}\n",
+            serde_json::json!({"peak_rss_gb": peak, "isa": format!("{isa:?}"), "threads": threads})
+        );
+    }
+    format!("peak memory {peak:.2} GB, {isa:?}, {threads} threads\n")
+}

@@ -1,0 +1,333 @@
+//! The engine over a back end that fails, panics and waits on command: what the real one does not do when asked.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::backend::{Backend, DeviceInfo};
+use super::checkpoint::{Selection, VaeChoice};
+use super::models::Catalog;
+use super::{Engine, Error, Job, JobState, Outcome};
+use crate::config::Config;
+use crate::pipeline::request::InfotextOptions;
+use crate::pipeline::{self, Control, GenerateRequest, Generated, Observer, Progress, Timings};
+use crate::sampling::{Sampler, SamplerOptions, Scheduler};
+
+/// What the back end does with a job is written in its prompt: `panic`, `fail`, `wait`, or anything else for a quick success.
+struct Scripted {
+    loads: Arc<AtomicUsize>,
+    /// A `wait` job takes one step for each message.
+    steps: Mutex<Receiver<()>>,
+}
+
+impl Backend for Scripted {
+    type Model = String;
+
+    fn device(&self) -> DeviceInfo {
+        DeviceInfo {
+            device: "cpu".into(),
+            dtype: "f32",
+        }
+    }
+
+    fn load(&mut self, model: &Selection) -> Result<String, pipeline::Error> {
+        self.loads.fetch_add(1, Ordering::Relaxed);
+        match model.identity.name.as_str() {
+            "broken" => Err(pipeline::Error::Invalid("broken".into())),
+            "explosive" => panic!("loading exploded"),
+            name => Ok(name.to_string()),
+        }
+    }
+
+    fn native_size(&self, _: &String) -> (usize, usize) {
+        (64, 32)
+    }
+
+    fn generate(
+        &mut self,
+        _: &mut String,
+        request: &GenerateRequest,
+        observer: &dyn Observer,
+    ) -> Result<Generated, pipeline::Error> {
+        let mut interrupted = false;
+        match request.prompt.as_str() {
+            "panic" => panic!("no such tensor"),
+            "fail" => return Err(pipeline::Error::NotANumber { stage: "Unet" }),
+            "wait" => {
+                let steps = self.steps.lock().unwrap();
+                for step in 1.. {
+                    interrupted = observer.control() == Control::Interrupt;
+                    if interrupted || steps.recv().is_err() {
+                        break;
+                    }
+                    observer.progress(Progress {
+                        step,
+                        steps: 100,
+                        batch: 0,
+                        batches: 1,
+                    });
+                }
+            }
+            _ => {}
+        }
+        if interrupted && request.negative_prompt == "nothing made" {
+            return Err(pipeline::Error::Interrupted);
+        }
+        Ok(Generated {
+            images: Vec::new(),
+            seeds: vec![request.seed],
+            subseeds: vec![0],
+            extra_params: crate::imaging::infotext::Params::default(),
+            timings: Timings::default(),
+            interrupted,
+            comments: Vec::new(),
+        })
+    }
+}
+
+struct Bench {
+    engine: Engine,
+    loads: Arc<AtomicUsize>,
+    step: Sender<()>,
+    _dir: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new(queue_limit: usize) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config {
+            data_dir: dir.path().to_path_buf(),
+            ..Config::default()
+        };
+        let (step, steps) = channel();
+        let loads = Arc::new(AtomicUsize::new(0));
+        let backend = Scripted {
+            loads: loads.clone(),
+            steps: Mutex::new(steps),
+        };
+        let engine =
+            Engine::start(Catalog::open(&config), queue_limit, move || Ok(backend)).unwrap();
+        Self {
+            engine,
+            loads,
+            step,
+            _dir: dir,
+        }
+    }
+
+    fn model(&self, name: &str) -> Selection {
+        let catalog = self.engine.catalog();
+        let mut selection = catalog
+            .select(catalog.default_checkpoint(), &VaeChoice::Own)
+            .unwrap();
+        selection.identity.name = name.into();
+        selection.title = name.into();
+        selection.sha256 = name.into();
+        selection
+    }
+
+    fn job(&self, prompt: &str) -> Job {
+        let request = GenerateRequest {
+            prompt: prompt.into(),
+            negative_prompt: String::new(),
+            seed: 1,
+            subseed: 1,
+            subseed_strength: 0.0,
+            seed_resize_from: None,
+            sampler: Sampler::Euler,
+            scheduler: Scheduler::Automatic,
+            sampler_options: SamplerOptions::default(),
+            steps: 100,
+            cfg_scale: 1.0,
+            width: 64,
+            height: 64,
+            batch_size: 1,
+            batch_count: 1,
+            clip_skip: 1,
+            noise_source: crate::rng::NoiseSource::Cpu,
+            emphasis: crate::prompt::Emphasis::Original,
+            tiling: false,
+            init_image: None,
+            hires: None,
+            keep_latents: false,
+            loras: None,
+            embeddings: Vec::new(),
+            infotext: InfotextOptions::default(),
+        };
+        Job {
+            id: format!("task({prompt})"),
+            kind: "txt2img",
+            model: self.model("good"),
+            request,
+            preview_every: 0,
+        }
+    }
+
+    async fn run(&self, prompt: &str) -> Result<Outcome, Error> {
+        self.engine.submit(self.job(prompt)).await?.finished().await
+    }
+}
+
+#[tokio::test]
+async fn a_panicking_or_failing_job_answers_and_the_next_one_works() {
+    let bench = Bench::new(4);
+    let error = bench.run("panic").await.unwrap_err();
+    assert_eq!(error.to_string(), "the job crashed: no such tensor");
+    assert!(
+        bench.engine.status().loaded.is_none(),
+        "a model that panicked is not trusted"
+    );
+    assert!(bench.run("ok").await.is_ok());
+    assert_eq!(bench.loads.load(Ordering::Relaxed), 2);
+    assert!(matches!(
+        bench.run("fail").await,
+        Err(Error::Pipeline(pipeline::Error::NotANumber {
+            stage: "Unet"
+        }))
+    ));
+    assert!(bench.run("ok").await.is_ok());
+    assert_eq!(
+        bench.loads.load(Ordering::Relaxed),
+        2,
+        "a failed job does not cost its model"
+    );
+    assert_eq!(
+        bench.engine.status().finished,
+        ["task(panic)", "task(ok)", "task(fail)", "task(ok)"]
+    );
+}
+
+#[tokio::test]
+async fn a_failed_load_leaves_the_previous_model() {
+    let bench = Bench::new(4);
+    let loaded = bench.engine.load(bench.model("good")).await.unwrap();
+    assert_eq!(
+        (loaded.title.as_str(), loaded.native_size),
+        ("good", (64, 32))
+    );
+    for (name, message) in [
+        ("broken", "broken"),
+        ("explosive", "the job crashed: loading exploded"),
+    ] {
+        assert_eq!(
+            bench
+                .engine
+                .load(bench.model(name))
+                .await
+                .unwrap_err()
+                .to_string(),
+            message
+        );
+        assert_eq!(bench.engine.status().loaded.unwrap().title, "good");
+    }
+    assert!(bench.run("ok").await.is_ok());
+    assert_eq!(
+        bench.loads.load(Ordering::Relaxed),
+        3,
+        "the model was still there"
+    );
+    bench.engine.unload().await.unwrap();
+    assert!(bench.engine.status().loaded.is_none());
+    assert!(bench.run("ok").await.is_ok());
+}
+
+#[tokio::test]
+async fn interrupt_ends_the_running_job_only() {
+    let bench = Bench::new(4);
+    bench.engine.interrupt();
+    let mut running = bench.engine.submit(bench.job("wait")).await.unwrap();
+    let mut queued = bench.engine.submit(bench.job("ok")).await.unwrap();
+    running.started().await;
+    bench.step.send(()).unwrap();
+    let at = Progress {
+        step: 1,
+        steps: 100,
+        batch: 0,
+        batches: 1,
+    };
+    running
+        .progress
+        .wait_for(|state| *state == JobState::Running(at))
+        .await
+        .unwrap();
+    assert_eq!(bench.engine.pending(), ["task(ok)"]);
+    bench.engine.interrupt();
+    bench.step.send(()).unwrap();
+    let outcome = running.finished().await.unwrap();
+    assert!(outcome.generated.interrupted && outcome.finished_batches == 0);
+    assert!(!queued.finished().await.unwrap().generated.interrupted);
+    assert!(
+        !bench.engine.status().interrupted,
+        "the flag belongs to the last job"
+    );
+}
+
+#[tokio::test]
+async fn an_interrupt_before_the_first_picture_is_an_answer_with_the_plan() {
+    let bench = Bench::new(4);
+    let mut job = bench.job("wait");
+    job.request.negative_prompt = "nothing made".into();
+    job.request.batch_count = 3;
+    let mut handle = bench.engine.submit(job).await.unwrap();
+    handle.started().await;
+    handle.cancel.interrupt();
+    bench.step.send(()).unwrap();
+    let outcome = handle.finished().await.unwrap();
+    assert_eq!(
+        (outcome.generated.seeds, outcome.generated.images.len()),
+        (vec![1, 2, 3], 0)
+    );
+}
+
+#[tokio::test]
+async fn a_handle_that_is_dropped_takes_its_queued_job_along() {
+    let bench = Bench::new(2);
+    let mut running = bench.engine.submit(bench.job("wait")).await.unwrap();
+    running.started().await;
+    let queued = bench.engine.submit(bench.job("ok")).await.unwrap();
+    assert!(matches!(
+        bench.engine.try_submit(bench.job("ok")),
+        Err(Error::QueueFull { limit: 2 })
+    ));
+    drop(queued);
+    assert!(bench.engine.pending().is_empty());
+    let mut last = bench.engine.try_submit(bench.job("ok")).unwrap();
+    running.cancel.interrupt();
+    bench.step.send(()).unwrap();
+    assert!(last.finished().await.is_ok());
+    assert_eq!(bench.engine.status().finished, ["task(wait)", "task(ok)"]);
+}
+
+#[tokio::test]
+async fn shutting_down_refuses_the_queue_and_interrupts_after_the_grace_time() {
+    let bench = Bench::new(2);
+    let mut running = bench.engine.submit(bench.job("wait")).await.unwrap();
+    running.started().await;
+    let mut queued = bench.engine.submit(bench.job("ok")).await.unwrap();
+    let (engine, late) = (bench.engine.clone(), bench.job("late"));
+    let waiting =
+        tokio::spawn(async move { engine.submit(late).await.map(|handle| handle.id.clone()) });
+    while bench.engine.pending().len() < 2 {
+        tokio::task::yield_now().await;
+    }
+    let engine = bench.engine.clone();
+    let shutdown = tokio::spawn(async move { engine.shut_down(Duration::from_millis(20)).await });
+    assert!(matches!(queued.finished().await, Err(Error::ShuttingDown)));
+    assert!(matches!(waiting.await.unwrap(), Err(Error::ShuttingDown)));
+    while !bench.engine.status().interrupted {
+        tokio::task::yield_now().await;
+    }
+    bench.step.send(()).unwrap();
+    assert!(running.finished().await.unwrap().generated.interrupted);
+    shutdown.await.unwrap();
+    assert!(bench.engine.status().stopped);
+    assert!(matches!(
+        bench.engine.submit(bench.job("ok")).await,
+        Err(Error::ShuttingDown)
+    ));
+    assert!(matches!(
+        bench.engine.unload().await,
+        Err(Error::ShuttingDown)
+    ));
+}

@@ -1,0 +1,334 @@
+//! Where a run from a picture starts: init image and mask to latents, and what is put back over the result.
+//!
+//! Follows `StableDiffusionProcessingImg2Img.init` of A1111 (pipeline specification, chapter 7).
+
+use candle_core::{DType, Tensor};
+use image::{GrayImage, RgbImage, RgbaImage};
+
+use super::decode::approximate_size;
+use super::resample::{LatentMode, resample};
+use super::{Error, LATENT_PIXEL, Pipeline};
+use crate::imaging::infotext::Params;
+use crate::imaging::inpaint::{
+    InpaintArea, MaskEdge, MaskMode, MaskOptions, Region, apply_overlay, fill_masked, latent_mask,
+    prepare_image, prepare_mask,
+};
+use crate::imaging::{ColorReference, ResizeMode, fit};
+use crate::rng::ImageRng;
+use crate::sampling::{ExactSteps, Latents, Mask, SoftBlend};
+
+/// A job that starts from pictures.
+#[derive(Debug, Clone)]
+pub struct InitImage {
+    /// One picture, or one for each of the batch.
+    pub pictures: Vec<RgbImage>,
+    /// How a picture of another size becomes the job's.
+    pub resize: ImageResize,
+    /// Share of the schedule that is run, 0 to 1.
+    pub strength: f32,
+    /// Whether the asked-for steps are all run.
+    pub exact_steps: ExactSteps,
+    /// Factor on the initial noise (`initial_noise_multiplier`).
+    pub noise_multiplier: f32,
+    /// Noise added besides (`img2img_extra_noise`).
+    pub extra_noise: f32,
+    /// Match the result's colours to the picture's.
+    pub color_correction: bool,
+    /// The part that is painted anew; `None` = all.
+    pub mask: Option<InpaintMask>,
+}
+
+/// How a picture of another size becomes the job's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImageResize {
+    /// In pixels.
+    Pixels(ResizeMode),
+    /// The latents are stretched (`resize_mode` 3).
+    Latents,
+}
+
+/// Which part is painted anew, and from what.
+#[derive(Debug, Clone)]
+pub struct InpaintMask {
+    /// 255 = painted.
+    pub mask: GrayImage,
+    /// Inversion, blur, area; its `size` is the job's.
+    pub options: MaskOptions,
+    /// What the painted part starts from.
+    pub content: MaskedContent,
+    /// Soft inpainting's blend, and with it a mask that is not rounded.
+    pub soft: Option<SoftBlend>,
+    /// Put the unpainted part of the picture back over the result.
+    pub overlay: bool,
+    /// How far an inpainting checkpoint is shown what is under the mask, 0 to 1 (`inpainting_mask_weight`).
+    pub condition_weight: f32,
+}
+
+/// What the painted part starts from (`inpainting_fill`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MaskedContent {
+    /// The colours around it.
+    Fill,
+    /// What was there.
+    Original,
+    /// Noise.
+    LatentNoise,
+    /// Zeros.
+    LatentNothing,
+}
+
+impl MaskedContent {
+    /// A1111's name in the infotext.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Fill => "fill",
+            Self::Original => "original",
+            Self::LatentNoise => "latent noise",
+            Self::LatentNothing => "latent nothing",
+        }
+    }
+}
+
+impl InitImage {
+    /// The infotext keys of image to image, in A1111's order.
+    pub(super) fn infotext(&self) -> Params {
+        let mut p = Params::new();
+        p.insert("Denoising strength", self.strength);
+        if let Some(mask) = &self.mask {
+            let options = &mask.options;
+            p.insert_some(
+                "Mask mode",
+                (options.mode == MaskMode::NotMasked).then_some("Inpaint not masked"),
+            );
+            p.insert_some(
+                "Mask blur",
+                (options.blur.0 == options.blur.1 && options.blur.0 > 0).then_some(options.blur.0),
+            );
+            if let InpaintArea::OnlyMasked { padding } = options.area {
+                p.insert("Inpaint area", "Only masked");
+                p.insert("Masked area padding", padding);
+            }
+            p.insert_some(
+                "Masked content",
+                (mask.content != MaskedContent::Original).then(|| mask.content.label()),
+            );
+        }
+        p.insert_some(
+            "Noise multiplier",
+            (self.noise_multiplier.to_bits() != 1f32.to_bits()).then_some(self.noise_multiplier),
+        );
+        p.insert_some(
+            "Extra noise",
+            (self.extra_noise > 0.0).then_some(self.extra_noise),
+        );
+        p
+    }
+}
+
+/// A batch's start from pictures.
+pub(super) struct ImageStart {
+    /// Clean latents, one per picture of the batch.
+    pub(super) latents: Latents,
+    /// What is kept.
+    pub(super) mask: Option<Mask>,
+    /// Extra channels for an inpainting checkpoint, `[1, h, w, 5]`.
+    pub(super) extra: Option<Tensor>,
+    finish: Vec<Finish>,
+}
+
+/// What is done to a decoded picture.
+#[derive(Default)]
+struct Finish {
+    colors: Option<ColorReference>,
+    overlay: Option<(RgbaImage, Option<Region>)>,
+}
+
+impl ImageStart {
+    /// Colours matched, unpainted part put back.
+    pub(super) fn finish(&self, index: usize, picture: RgbImage) -> Result<RgbImage, Error> {
+        let Some(finish) = self.finish.get(index % self.finish.len().max(1)) else {
+            return Ok(picture);
+        };
+        let picture = match &finish.colors {
+            Some(colors) => colors.apply(&picture),
+            None => picture,
+        };
+        match &finish.overlay {
+            Some((overlay, region)) => Ok(apply_overlay(&picture, overlay, *region)?),
+            None => Ok(picture),
+        }
+    }
+}
+
+impl Pipeline {
+    /// Encodes the init pictures of a batch of `batch` pictures of `width` x `height` pixels.
+    pub(super) fn start_from_image(
+        &self,
+        init: &InitImage,
+        (width, height, batch): (usize, usize, usize),
+        noise: &ImageRng,
+    ) -> Result<ImageStart, Error> {
+        let size = (width as u32, height as u32);
+        let (h, w) = (height / LATENT_PIXEL, width / LATENT_PIXEL);
+        let painted = match &init.mask {
+            // An empty mask with "only masked" means plain image to image, as in A1111.
+            Some(mask) => prepare_mask(&mask.mask, &mask.options)?.map(|prepared| (mask, prepared)),
+            None => None,
+        };
+        let (mut encoded, mut finish, mut extra) = (Vec::new(), Vec::new(), None);
+        for source in &init.pictures {
+            let mut end = Finish::default();
+            let mut picture = match &painted {
+                Some((mask, prepared)) => {
+                    let ready = prepare_image(source, prepared, &mask.options)?;
+                    end.overlay = mask.overlay.then_some((ready.overlay, prepared.region));
+                    ready.image
+                }
+                None => match init.resize {
+                    ImageResize::Pixels(mode) => fit(source, mode, size)?,
+                    ImageResize::Latents => whole_latent_pixels(source)?,
+                },
+            };
+            if init.color_correction {
+                end.colors = Some(ColorReference::new(&picture));
+            }
+            if let Some((mask, prepared)) = &painted
+                && mask.content != MaskedContent::Original
+            {
+                picture = fill_masked(&picture, &prepared.mask);
+            }
+            let latents = self.encode_image(&picture)?;
+            if extra.is_none() && self.unet.in_channels() > latents.shape[1] {
+                let mask = painted
+                    .as_ref()
+                    .map(|(mask, prepared)| (&prepared.mask, mask.condition_weight));
+                extra = Some(self.painted(&picture, mask, (h, w))?);
+            }
+            encoded.push(resample(&latents, h, w, LatentMode::Bilinear));
+            finish.push(end);
+        }
+        let latents = stack(&encoded, batch)?;
+        let Some((mask, prepared)) = painted else {
+            return Ok(ImageStart {
+                latents,
+                mask: None,
+                extra,
+                finish,
+            });
+        };
+        let edge = if mask.soft.is_some() {
+            MaskEdge::Soft
+        } else {
+            MaskEdge::Hard
+        };
+        let plane = latent_mask(&prepared.mask, (w as u32, h as u32), edge)?;
+        let paint = Latents::new(
+            plane.repeat(latents.data.len() / plane.len()),
+            latents.shape,
+        );
+        let latents = match mask.content {
+            MaskedContent::Fill | MaskedContent::Original => latents,
+            MaskedContent::LatentNothing => latents.zip(&paint, |z, p| z * (1.0 - p)),
+            MaskedContent::LatentNoise => {
+                let noise = noise.clone().first().zip(&paint, |n, p| n * p);
+                &latents.zip(&paint, |z, p| z * (1.0 - p)) + &noise
+            }
+        };
+        let keep = Mask {
+            paint,
+            init: latents.clone(),
+            soft: mask.soft,
+        };
+        Ok(ImageStart {
+            latents,
+            mask: Some(keep),
+            extra,
+            finish,
+        })
+    }
+
+    /// Latents of an 8-bit picture, as the sampler has them.
+    pub(super) fn encode_image(&self, picture: &RgbImage) -> Result<Latents, Error> {
+        let area = (picture.width() * picture.height()) as usize;
+        let raw = picture.as_raw();
+        let planes: Vec<f32> = (0..3 * area)
+            .map(|i| f32::from(raw[i % area * 3 + i / area]) / 255.0 * 2.0 - 1.0)
+            .collect();
+        self.encode_picture(&planes, picture.width() as usize, picture.height() as usize)
+    }
+
+    /// What an inpainting checkpoint is told: the mask, and the picture without what is under it.
+    fn painted(
+        &self,
+        picture: &RgbImage,
+        mask: Option<(&GrayImage, f32)>,
+        (h, w): (usize, usize),
+    ) -> Result<Tensor, Error> {
+        let covered = |x: u32, y: u32| match mask {
+            Some((mask, _)) => f32::from(mask.get_pixel(x, y)[0] > 127),
+            None => 1.0,
+        };
+        let weight = mask.map_or(1.0, |(_, weight)| weight);
+        let (width, height) = picture.dimensions();
+        let area = (width * height) as usize;
+        let raw = picture.as_raw();
+        let shown = |i: usize| {
+            let (pixel, channel) = (i % area, i / area);
+            let value = f32::from(raw[pixel * 3 + channel]) / 255.0 * 2.0 - 1.0;
+            let hidden = value * (1.0 - covered(pixel as u32 % width, pixel as u32 / width));
+            value + (hidden - value) * weight
+        };
+        let planes: Vec<f32> = (0..3 * area).map(shown).collect();
+        let masked = self.encode_picture(&planes, width as usize, height as usize)?;
+        let masked = resample(&masked, h, w, LatentMode::Bilinear);
+        let nearest = |i: usize| {
+            let (x, y) = (
+                (i % w) as u32 * width / w as u32,
+                (i / w) as u32 * height / h as u32,
+            );
+            covered(x, y)
+        };
+        let mask: Vec<f32> = (0..h * w).map(nearest).collect();
+        let device = &self.vae_place.device;
+        let mask = Tensor::from_vec(mask, (1, h, w, 1), device)?;
+        let masked = Tensor::from_vec(
+            super::network::channels_last(&masked),
+            (1, h, w, masked.shape[1]),
+            device,
+        )?;
+        Ok(crate::nn::concat_channels(&mask, &masked)?.to_dtype(DType::F32)?)
+    }
+}
+
+/// The picture cut to whole latent pixels.
+fn whole_latent_pixels(source: &RgbImage) -> Result<RgbImage, Error> {
+    let (width, height) = approximate_size(source.dimensions());
+    if width == 0 || height == 0 {
+        return Err(Error::Invalid(format!(
+            "init image of {}x{} pixels is smaller than 8x8",
+            source.width(),
+            source.height()
+        )));
+    }
+    Ok(image::imageops::crop_imm(source, 0, 0, width, height).to_image())
+}
+
+/// One batch of latents: a single picture repeated, or each its own.
+fn stack(encoded: &[Latents], batch: usize) -> Result<Latents, Error> {
+    match encoded {
+        [one] => Ok(one.repeat(batch)),
+        several if several.len() == batch => {
+            let [_, c, h, w] = several[0].shape;
+            let data = several
+                .iter()
+                .flat_map(|latents| latents.data.iter().copied())
+                .collect();
+            Ok(Latents::new(data, [batch, c, h, w]))
+        }
+        other => Err(Error::Invalid(format!(
+            "{} init images for a batch of {batch}; give one, or one for each picture",
+            other.len()
+        ))),
+    }
+}
