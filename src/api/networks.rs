@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
 use super::{App, blocking};
-use crate::weights::lora::library::LoraEntry;
+use crate::engine::networks::LoraEntry;
 
 /// Metadata that A1111 lists first, in its order.
 const FIRST_KEYS: [&str; 5] = [

@@ -13,9 +13,8 @@ use super::hashes::{self, HashCache};
 use super::networks::NetworkCatalog;
 use super::scan::{has_extension, natural_order, walk};
 use crate::config::Config;
-use crate::pipeline::{CheckpointIdentity, CheckpointSource, GenerateRequest, VaeIdentity};
+use crate::pipeline::{CheckpointIdentity, CheckpointSource, VaeIdentity};
 use crate::weights::SafetensorsFile;
-use crate::weights::embedding::EmbeddingLibrary;
 
 /// Everything on disk.
 #[derive(Debug)]
@@ -23,8 +22,8 @@ pub struct Catalog {
     checkpoint_dirs: Vec<PathBuf>,
     vae_dirs: Vec<PathBuf>,
     hashing: bool,
-    cache: HashCache,
-    networks: NetworkCatalog,
+    pub(super) cache: HashCache,
+    pub(super) networks: NetworkCatalog,
     /// Files outside the directories that were opened by path.
     added: RwLock<Vec<Checkpoint>>,
     found: RwLock<Found>,
@@ -79,23 +78,6 @@ impl Catalog {
         );
         found.checkpoints.push(Checkpoint::demo());
         *self.found.write().unwrap_or_else(PoisonError::into_inner) = found;
-    }
-
-    /// LoRAs and embeddings.
-    #[must_use]
-    pub fn networks(&self) -> &NetworkCatalog {
-        &self.networks
-    }
-
-    /// Textual inversions. Blocks while files are hashed.
-    #[must_use]
-    pub fn embeddings(&self) -> EmbeddingLibrary {
-        self.networks.embeddings(&self.cache)
-    }
-
-    /// Gives a request the LoRAs and embeddings its prompts may name. Blocks while files are hashed.
-    pub fn add_networks(&self, request: &mut GenerateRequest) {
-        self.networks.prepare(request, &self.cache);
     }
 
     /// Loadable checkpoints in A1111's order, the demo model last.

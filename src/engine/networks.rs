@@ -8,11 +8,13 @@ use std::sync::{PoisonError, RwLock};
 use std::time::SystemTime;
 
 use super::hashes::HashCache;
+use super::models::Catalog;
 use crate::config::Config;
 use crate::pipeline::GenerateRequest;
 use crate::pipeline::networks::KnownLora;
 use crate::weights::embedding::EmbeddingLibrary;
-use crate::weights::lora::library::{LoraEntry, LoraLibrary, data_sha256};
+pub use crate::weights::lora::library::LoraEntry;
+use crate::weights::lora::library::{LoraLibrary, data_sha256};
 
 /// Hex digits of a hash in an infotext.
 const SHORT: usize = 12;
@@ -56,7 +58,7 @@ impl NetworkCatalog {
 
     /// All embeddings, read again if their folder has changed. Blocks while files are hashed.
     #[must_use]
-    pub fn embeddings(&self, cache: &HashCache) -> EmbeddingLibrary {
+    fn embeddings(&self, cache: &HashCache) -> EmbeddingLibrary {
         let stamp = EmbeddingLibrary::stamp(&self.embeddings_dir);
         {
             let known = self
@@ -91,7 +93,7 @@ impl NetworkCatalog {
     }
 
     /// Gives a request the files its prompts name and all embeddings. Blocks while files are hashed.
-    pub(super) fn prepare(&self, request: &mut GenerateRequest, cache: &HashCache) {
+    fn prepare(&self, request: &mut GenerateRequest, cache: &HashCache) {
         let names = request.lora_names();
         let known = |name: &str| {
             let loras = self.loras.read().unwrap_or_else(PoisonError::into_inner);
@@ -130,6 +132,25 @@ impl NetworkCatalog {
             hash: hash.chars().take(SHORT).collect(),
             modified: Some(modified),
         })
+    }
+}
+
+impl Catalog {
+    /// LoRAs and embeddings.
+    #[must_use]
+    pub fn networks(&self) -> &NetworkCatalog {
+        &self.networks
+    }
+
+    /// Textual inversions. Blocks while files are hashed.
+    #[must_use]
+    pub fn embeddings(&self) -> EmbeddingLibrary {
+        self.networks.embeddings(&self.cache)
+    }
+
+    /// Gives a request the LoRAs and embeddings its prompts may name. Blocks while files are hashed.
+    pub fn add_networks(&self, request: &mut GenerateRequest) {
+        self.networks.prepare(request, &self.cache);
     }
 }
 

@@ -9,8 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::cpu::Isa;
-use super::cpu::gemm::{Columns, Packed, Window};
+use super::cpu::gemm::Window;
 use super::cpu::math::Activation;
+use super::cpu::packed::{Columns, Packed};
 use super::rewrite::Origin;
 use super::{kernels, reference};
 
@@ -111,10 +112,11 @@ impl Linear {
                 bias: bias.map(|b| place.tensor(b, &[outputs])).transpose()?,
             }
         };
+        let origins = Vec::new();
         Ok(Self {
             weight,
             then,
-            origins: Vec::new(),
+            origins,
         })
     }
 
@@ -497,19 +499,4 @@ pub fn concat_channels(a: &Tensor, b: &Tensor) -> Result<Tensor> {
         return a.apply_op2_no_bwd(b, &kernels::Concat);
     }
     Tensor::cat(&[a, b], candle_core::D::Minus1)?.contiguous()
-}
-
-/// Sinusoidal embedding, cosines first: `[values.len(), dim]`, `f32`.
-///
-/// Frequencies `exp(-ln(10000) k / (dim/2))` (Ho et al. 2020, section 3.3 of the reference code's order).
-#[must_use]
-pub fn sinusoidal_embedding(values: &[f32], dim: usize) -> Vec<f32> {
-    let half = dim / 2;
-    let frequency = |k: usize| (-(10_000f32.ln()) * k as f32 / half as f32).exp();
-    let mut out = Vec::with_capacity(values.len() * dim);
-    for v in values {
-        out.extend((0..half).map(|k| (v * frequency(k)).cos()));
-        out.extend((0..half).map(|k| (v * frequency(k)).sin()));
-    }
-    out
 }

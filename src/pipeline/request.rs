@@ -73,6 +73,10 @@ pub struct GenerateRequest {
 
 /// Which lines the infotext carries.
 #[derive(Debug, Clone)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is a setting of A1111's"
+)]
 pub struct InfotextOptions {
     /// Write `Model hash`.
     pub model_hash: bool,

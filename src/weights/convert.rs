@@ -39,8 +39,8 @@ pub(super) fn number(dtype: Dtype, bytes: &[u8]) -> Option<f32> {
     let bits = u64::from_le_bytes(wide);
     Some(match dtype {
         Dtype::BOOL | Dtype::U8 | Dtype::U16 | Dtype::U32 | Dtype::U64 => bits as f32,
-        Dtype::I8 => bits as i8 as f32,
-        Dtype::I16 => bits as i16 as f32,
+        Dtype::I8 => f32::from(bits as i8),
+        Dtype::I16 => f32::from(bits as i16),
         Dtype::I32 => bits as i32 as f32,
         Dtype::I64 => bits as i64 as f32,
         Dtype::F64 => f64::from_bits(bits) as f32,

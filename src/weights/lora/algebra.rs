@@ -6,8 +6,7 @@
 use rayon::prelude::*;
 
 use super::Error;
-use crate::nn::cpu::Isa;
-use crate::nn::cpu::gemm::{Columns, Epilogue, Packed, Rows, gemm};
+use crate::nn::transpose;
 
 /// Values of a tensor with its shape.
 #[derive(Debug, Clone, PartialEq)]
@@ -59,18 +58,6 @@ impl Values {
     }
 }
 
-fn transpose(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    let mut out = crate::nn::block_cache::buffer(values.len());
-    out.par_chunks_mut(rows.max(1))
-        .enumerate()
-        .for_each(|(c, out)| {
-            for (r, x) in out.iter_mut().enumerate() {
-                *x = values[r * columns + c];
-            }
-        });
-    out
-}
-
 /// `a b`, as matrices.
 pub(super) fn product(a: &Values, b: &Values) -> Result<Values, Error> {
     let data = product_plus(a, b, None)?;
@@ -97,15 +84,7 @@ pub(super) fn product_plus(a: &Values, b: &Values, sum: Option<&[f32]>) -> Resul
             weight: sum.len(),
         });
     }
-    let columns = transpose(&b.data, b.rows(), b.columns());
-    let packed = Packed::new(Isa::chosen(), &columns, b.columns(), Columns::Plain, |k| k);
-    let mut out = crate::nn::block_cache::buffer(size);
-    let epilogue = Epilogue {
-        residual: sum,
-        ..Epilogue::default()
-    };
-    gemm(Rows::Matrix(&a.data), &packed, epilogue, &mut out);
-    Ok(out)
+    Ok(crate::nn::product(&a.data, &b.data, b.rows(), sum))
 }
 
 /// A Tucker decomposition of a convolution kernel: `out[i, j, x] = Σ up[i, n] core[n, m, x] down[m, j]`.

@@ -6,6 +6,7 @@
 
 mod algebra;
 mod delta;
+mod keys;
 pub mod library;
 pub mod names;
 mod plan;
@@ -121,7 +122,7 @@ impl LoraFile {
     pub fn new(file: SafetensorsFile) -> Self {
         let mut modules: BTreeMap<String, Module> = BTreeMap::new();
         for key in file.keys() {
-            if let Some((module, part)) = names::split(key)
+            if let Some((module, part)) = keys::split(key)
                 && module != BUNDLE
             {
                 let keys = &mut modules.entry(module).or_default().keys;
