@@ -62,6 +62,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         init_image: None,
         hires: None,
         keep_latents: false,
+        loras: None,
+        embeddings: Vec::new(),
         infotext: InfotextOptions::default(),
     };
     let generated = pipeline.generate(&request, &Dots)?;

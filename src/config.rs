@@ -412,6 +412,21 @@ impl Config {
         with_default(&self.models_dir().join("VAE"), &self.paths.vae_dirs)
     }
 
+    /// Directories searched for `LoRA`s.
+    #[must_use]
+    pub fn lora_dirs(&self) -> Vec<PathBuf> {
+        let mut dirs = with_default(&self.models_dir().join("Lora"), &self.paths.lora_dirs);
+        dirs.push(self.models_dir().join("LyCORIS"));
+        dirs
+    }
+
+    /// Directory of textual inversions.
+    #[must_use]
+    pub fn embeddings_dir(&self) -> PathBuf {
+        let dir = self.paths.embeddings_dir.clone();
+        dir.unwrap_or_else(|| self.data_dir.join("embeddings"))
+    }
+
     /// The options store, A1111's `config.json`.
     #[must_use]
     pub fn settings_file(&self) -> PathBuf {

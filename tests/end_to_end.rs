@@ -67,6 +67,8 @@ fn request(prompt: &str, negative_prompt: &str) -> GenerateRequest {
         keep_latents: true,
         init_image: None,
         hires: None,
+        loras: None,
+        embeddings: Vec::new(),
         infotext: InfotextOptions::default(),
     }
 }

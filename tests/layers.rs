@@ -79,6 +79,16 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
         "nn::block_cache",
         "buffers come from the process's allocator",
     ),
+    (
+        "weights",
+        "nn::product",
+        "deltas of LoRAs are products of matrices",
+    ),
+    (
+        "weights",
+        "nn::transpose",
+        "and some factors are stored the other way round",
+    ),
 ];
 
 /// Where `unsafe` is allowed: the kernels, the allocator, the one memory map.

@@ -10,6 +10,7 @@ pub mod error;
 pub mod fields;
 pub mod generate;
 pub mod middleware;
+pub mod networks;
 pub mod options;
 pub mod options_table;
 pub mod outputs;
@@ -193,6 +194,10 @@ fn routes(app: &App) -> Routes {
         ("/sdapi/v1/latent-upscale-modes", get(catalog::latent_upscale_modes)),
         ("/sdapi/v1/sd-models", get(catalog::sd_models)),
         ("/sdapi/v1/sd-vae", get(catalog::sd_vae)),
+        ("/sdapi/v1/loras", get(networks::loras)),
+        ("/sdapi/v1/refresh-loras", post(networks::refresh_loras)),
+        ("/sdapi/v1/embeddings", get(networks::embeddings)),
+        ("/sdapi/v1/refresh-embeddings", post(networks::refresh_embeddings)),
         ("/sdapi/v1/prompt-styles", get(styles::prompt_styles)),
         ("/sdapi/v1/scripts", get(catalog::scripts)),
         ("/sdapi/v1/script-info", get(catalog::empty_list)),

@@ -59,7 +59,13 @@ pub fn prepare(app: &App, wire: Map<String, Value>) -> Result<Prepared, ApiError
         .parse()
         .map_err(|error: crate::imaging::Error| ApiError::bad_request(error.to_string()))?;
     let (prompt, negative_prompt) = styled(app, &request);
-    let generate = build_request(&request, prompt, negative_prompt, &options)?;
+    let mut generate = build_request(&request, prompt, negative_prompt, &options)?;
+    app.engine.catalog().add_networks(&mut generate);
+    if request.disable_extra_networks {
+        generate.loras = None;
+    }
+    let checked = generate.check_networks();
+    checked.map_err(|error| ApiError::bad_request(error.to_string()))?;
     let model = select(app, &options)?;
     let preview_every = if options.flag("live_previews_enable") {
         options.int("show_progress_every_n_steps").max(0) as usize
@@ -312,9 +318,13 @@ fn build_request(
         init_image: None,
         hires: None,
         keep_latents: false,
+        loras: None,
+        embeddings: Vec::new(),
         infotext: InfotextOptions {
             model_hash: options.flag("add_model_hash_to_info"),
             model_name: options.flag("add_model_name_to_info"),
+            lora_hashes: options.flag("lora_add_hashes_to_infotext"),
+            embedding_hashes: options.flag("textual_inversion_add_hashes_to_infotext"),
             version: options
                 .flag("add_version_to_infotext")
                 .then(|| VERSION_TEXT.to_string()),

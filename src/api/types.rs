@@ -114,6 +114,7 @@ pub struct Txt2Img {
     pub force_task_id: Option<String>,
     pub script_name: Option<String>,
     pub alwayson_scripts: Map<String, Value>,
+    pub disable_extra_networks: bool,
     pub send_images: bool,
     pub save_images: bool,
     pub infotext: Option<String>,

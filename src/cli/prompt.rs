@@ -280,6 +280,8 @@ impl PromptArgs {
             init_image: None,
             hires: None,
             keep_latents: self.save_latents.is_some(),
+            loras: None,
+            embeddings: Vec::new(),
             infotext: InfotextOptions {
                 version: Some(VERSION_TEXT.to_string()),
                 cfg_scale_as_int: typed_as_int,
@@ -346,7 +348,8 @@ async fn local(
         () = stop.cancelled() => return Err(Stop::Interrupted("interrupted; no picture was made".into())),
     };
     let load_seconds = load_started.elapsed().as_secs_f64();
-    let request = args.request(choices, model.native_size);
+    let mut request = args.request(choices, model.native_size);
+    engine.catalog().add_networks(&mut request);
     let id = resolve::task_id("txt2img");
     let job = Job {
         id,

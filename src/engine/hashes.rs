@@ -1,6 +1,7 @@
 //! SHA-256 of model files, computed once and remembered in A1111's `cache.json`.
 //!
-//! Section `hashes`, key `checkpoint/<name>` or `vae/<name>`, value `{mtime, sha256}` as A1111 writes it, plus our `size`.
+//! Section `hashes`, key `checkpoint/<name>`, `vae/<name>` or `textual_inversion/<name>`, and section `hashes-addnet`, key
+//! `lora/<name>`; value `{mtime, sha256}` as A1111 writes it, plus our `size`.
 //! An entry is valid while the file is not newer than `mtime` and, where `size` is known, has that size. Other sections and
 //! keys of the file are kept. The file is replaced as a whole, so a crash leaves the old or the new one.
 
@@ -17,8 +18,13 @@ use sha2::{Digest, Sha256};
 #[derive(Debug)]
 pub struct HashCache {
     path: PathBuf,
-    hashes: Mutex<Map<String, Value>>,
+    sections: Mutex<Map<String, Value>>,
 }
+
+/// Section of hashes of whole files.
+const WHOLE: &str = "hashes";
+/// Section of hashes of what follows a safetensors header.
+const DATA: &str = "hashes-addnet";
 
 /// What identifies a version of a file.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -51,21 +57,23 @@ impl HashCache {
     /// Opens the cache; a missing or damaged file is an empty one.
     #[must_use]
     pub fn open(path: PathBuf) -> Self {
-        let hashes = read_sections(&path).remove("hashes");
-        let hashes = hashes
-            .and_then(|value| value.as_object().cloned())
-            .unwrap_or_default();
+        let mut sections = read_sections(&path);
+        sections.retain(|name, _| name == WHOLE || name == DATA);
         Self {
             path,
-            hashes: Mutex::new(hashes),
+            sections: Mutex::new(sections),
         }
     }
 
     /// The remembered hash of this version of a file.
     #[must_use]
     pub fn get(&self, key: &str, stamp: Stamp) -> Option<String> {
-        let hashes = self.hashes.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = hashes.get(key)?;
+        self.get_in(WHOLE, key, stamp)
+    }
+
+    fn get_in(&self, section: &str, key: &str, stamp: Stamp) -> Option<String> {
+        let sections = self.sections.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = sections.get(section)?.get(key)?;
         let fresh = entry.get("mtime")?.as_f64()? + 1e-6 >= stamp.mtime;
         let same_size = entry
             .get("size")
@@ -76,18 +84,17 @@ impl HashCache {
     }
 
     /// Remembers a hash. A cache that cannot be written costs time only, so that is logged.
-    pub fn put(&self, key: &str, stamp: Stamp, sha256: &str) {
+    fn put_in(&self, section: &str, key: &str, stamp: Stamp, sha256: &str) {
         let entry = json!({ "mtime": stamp.mtime, "sha256": sha256, "size": stamp.size });
-        let mut hashes = self.hashes.lock().unwrap_or_else(PoisonError::into_inner);
-        hashes.insert(key.to_string(), entry.clone());
-        let mut sections = read_sections(&self.path);
-        let section = sections
-            .entry("hashes")
-            .or_insert_with(|| Value::Object(Map::new()));
-        if let Value::Object(section) = section {
-            section.insert(key.to_string(), entry);
+        let mut known = self.sections.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut stored = read_sections(&self.path);
+        for sections in [&mut *known, &mut stored] {
+            let entries = sections.entry(section).or_insert_with(|| Map::new().into());
+            if let Value::Object(entries) = entries {
+                entries.insert(key.to_string(), entry.clone());
+            }
         }
-        if let Err(error) = replace_file(&self.path, &Value::Object(sections)) {
+        if let Err(error) = replace_file(&self.path, &Value::Object(stored)) {
             tracing::warn!(path = %self.path.display(), %error, "hash cache not written");
         }
     }
@@ -97,12 +104,35 @@ impl HashCache {
     /// # Errors
     /// The file cannot be read.
     pub fn ensure(&self, key: &str, path: &Path) -> io::Result<String> {
+        self.ensure_in(WHOLE, key, path, sha256)
+    }
+
+    /// The same for the hash of a safetensors file's data, which `compute` reads.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn ensure_data(
+        &self,
+        key: &str,
+        path: &Path,
+        compute: fn(&Path) -> io::Result<String>,
+    ) -> io::Result<String> {
+        self.ensure_in(DATA, key, path, compute)
+    }
+
+    fn ensure_in(
+        &self,
+        section: &str,
+        key: &str,
+        path: &Path,
+        compute: fn(&Path) -> io::Result<String>,
+    ) -> io::Result<String> {
         let stamp = Stamp::of(path)?;
-        if let Some(hash) = self.get(key, stamp) {
+        if let Some(hash) = self.get_in(section, key, stamp) {
             return Ok(hash);
         }
-        let hash = sha256(path)?;
-        self.put(key, stamp, &hash);
+        let hash = compute(path)?;
+        self.put_in(section, key, stamp, &hash);
         Ok(hash)
     }
 }

@@ -9,6 +9,7 @@ pub mod checkpoint;
 pub mod hashes;
 pub mod limits;
 pub mod models;
+pub mod networks;
 pub mod queue;
 mod scan;
 pub mod status;

@@ -10,6 +10,7 @@ use std::sync::{PoisonError, RwLock};
 use super::Error;
 use super::checkpoint::{Checkpoint, Selection, Vae, VaeChoice, strip_extension};
 use super::hashes::{self, HashCache};
+use super::networks::NetworkCatalog;
 use super::scan::{has_extension, natural_order, walk};
 use crate::config::Config;
 use crate::pipeline::{CheckpointIdentity, CheckpointSource, VaeIdentity};
@@ -21,7 +22,8 @@ pub struct Catalog {
     checkpoint_dirs: Vec<PathBuf>,
     vae_dirs: Vec<PathBuf>,
     hashing: bool,
-    cache: HashCache,
+    pub(super) cache: HashCache,
+    pub(super) networks: NetworkCatalog,
     /// Files outside the directories that were opened by path.
     added: RwLock<Vec<Checkpoint>>,
     found: RwLock<Found>,
@@ -43,6 +45,7 @@ impl Catalog {
             vae_dirs: config.vae_dirs(),
             hashing: config.model.hashing,
             cache: HashCache::open(config.hash_cache_file()),
+            networks: NetworkCatalog::open(config),
             added: RwLock::default(),
             found: RwLock::default(),
         };

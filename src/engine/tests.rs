@@ -151,6 +151,8 @@ impl Bench {
             init_image: None,
             hires: None,
             keep_latents: false,
+            loras: None,
+            embeddings: Vec::new(),
             infotext: InfotextOptions::default(),
         };
         Job {

@@ -215,6 +215,10 @@ impl<B: Backend> Worker<B> {
         self.status.send_modify(Status::end);
         self.previews.clear();
         let seconds = started.elapsed().as_secs_f64();
+        let generated = result.as_ref().map(|outcome| &outcome.generated);
+        for comment in generated.map_or(&[][..], |generated| &generated.comments) {
+            tracing::warn!(job = queued.job.id, comment);
+        }
         match &result {
             Ok(outcome) => tracing::info!(
                 job = queued.job.id,

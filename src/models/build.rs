@@ -1,7 +1,7 @@
 //! From named tensors to layers: each call checks the shape the architecture needs and names key, expectation and find when
 //! it does not fit.
 
-use crate::nn::{Conv2d, GroupNorm, LayerNorm, Linear, Placement, Sampling, Then};
+use crate::nn::{Conv2d, GroupNorm, LayerNorm, Linear, Origin, Placement, Sampling, Then};
 use crate::weights::{Error, Source, Tensors};
 
 /// Tensors below a prefix, and where the layers made of them live.
@@ -64,9 +64,10 @@ impl<'a> Build<'a> {
         bias: Bias,
         then: Then,
     ) -> Result<Linear, Error> {
-        let (mut weight, mut shift) = (Vec::new(), Vec::new());
-        for name in names {
+        let (mut weight, mut shift, mut origins) = (Vec::new(), Vec::new(), Vec::new());
+        for (i, name) in names.iter().enumerate() {
             let key = format!("{name}.weight");
+            origins.extend(self.origin(&key, i * outputs, outputs));
             let as_convolution = self.tensors.shape(&key)?.len() == 4;
             let shape: &[usize] = if as_convolution {
                 &[outputs, inputs, 1, 1]
@@ -82,13 +83,19 @@ impl<'a> Build<'a> {
             }
         }
         let shift = (bias == Bias::With).then_some(shift.as_slice());
-        Ok(Linear::new(
-            self.place,
-            &weight,
-            outputs * names.len(),
-            shift,
-            then,
-        )?)
+        Ok(
+            Linear::new(self.place, &weight, outputs * names.len(), shift, then)?
+                .made_from(origins),
+        )
+    }
+
+    /// What a layer remembers of the tensor behind some of its rows.
+    pub(super) fn origin(&self, name: &str, first_row: usize, rows: usize) -> Vec<Origin> {
+        vec![Origin {
+            key: self.tensors.key(name),
+            first_row,
+            rows,
+        }]
     }
 
     pub(super) fn conv(
@@ -97,9 +104,8 @@ impl<'a> Build<'a> {
         [outputs, inputs]: [usize; 2],
         sampling: Sampling,
     ) -> Result<Conv2d, Error> {
-        let weight = self
-            .tensors
-            .read(&format!("{name}.weight"), &[outputs, inputs, 3, 3])?;
+        let weight_key = format!("{name}.weight");
+        let weight = self.tensors.read(&weight_key, &[outputs, inputs, 3, 3])?;
         let key = format!("{name}.bias");
         let bias = if self.has(&key) {
             Some(self.tensors.read(&key, &[outputs])?)
@@ -112,7 +118,8 @@ impl<'a> Build<'a> {
             [outputs, inputs, 3],
             bias.as_deref(),
             sampling,
-        )?)
+        )?
+        .made_from(self.origin(&weight_key, 0, outputs)))
     }
 
     pub(super) fn group_norm(
@@ -130,13 +137,16 @@ impl<'a> Build<'a> {
         }
         let weight = self.tensors.read(&key, &[channels])?;
         let bias = self.tensors.read(&format!("{name}.bias"), &[channels])?;
-        Ok(GroupNorm::new(self.place, &weight, &bias, eps)?)
+        let norm = GroupNorm::new(self.place, &weight, &bias, eps)?;
+        Ok(norm.made_from(self.origin(&key, 0, channels)))
     }
 
     pub(super) fn layer_norm(&self, name: &str, channels: usize) -> Result<LayerNorm, Error> {
-        let weight = self.tensors.read(&format!("{name}.weight"), &[channels])?;
+        let key = format!("{name}.weight");
+        let weight = self.tensors.read(&key, &[channels])?;
         let bias = self.tensors.read(&format!("{name}.bias"), &[channels])?;
-        Ok(LayerNorm::new(self.place, &weight, &bias)?)
+        let norm = LayerNorm::new(self.place, &weight, &bias)?;
+        Ok(norm.made_from(self.origin(&key, 0, channels)))
     }
 
     /// Attention heads of `channels`, at the file's head size.

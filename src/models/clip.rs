@@ -6,7 +6,7 @@
 use candle_core::{Result, Tensor};
 
 use super::build::{Bias, Build};
-use crate::nn::{Activation, LayerNorm, Linear, Mask, Placement, Then, self_attention};
+use crate::nn::{Activation, LayerNorm, Linear, Mask, Placement, Rewrite, Then, self_attention};
 use crate::weights::detect::prefix;
 use crate::weights::{Error, Source};
 
@@ -139,6 +139,25 @@ impl TextTower {
     #[must_use]
     pub fn width(&self) -> usize {
         self.width
+    }
+
+    /// The layers whose weights can be written again.
+    pub fn layers_mut(&mut self) -> Vec<&mut dyn Rewrite> {
+        let pooling = self.pooling.iter_mut();
+        let mut layers: Vec<&mut dyn Rewrite> = pooling
+            .flat_map(|p| [&mut p.final_norm as &mut dyn Rewrite, &mut p.projection])
+            .collect();
+        for layer in &mut self.layers {
+            layers.extend([
+                &mut layer.norm1 as &mut dyn Rewrite,
+                &mut layer.qkv,
+                &mut layer.out,
+                &mut layer.norm2,
+                &mut layer.fc1,
+                &mut layer.fc2,
+            ]);
+        }
+        layers
     }
 
     /// Encodes chunks of 77 token ids, each on its own.
@@ -276,7 +295,11 @@ impl Layer {
         let bias = b.tensors.read("attn.in_proj_bias", &[3 * width])?;
         Ok(Self {
             norm1: b.layer_norm("ln_1", width)?,
-            qkv: Linear::new(b.place, &weight, 3 * width, Some(&bias), PLAIN)?,
+            qkv: Linear::new(b.place, &weight, 3 * width, Some(&bias), PLAIN)?.made_from(b.origin(
+                "attn.in_proj_weight",
+                0,
+                3 * width,
+            )),
             out: b.linear("attn.out_proj", [width, width], Bias::With, PLAIN)?,
             norm2: b.layer_norm("ln_2", width)?,
             fc1: b.linear(

@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor};
 use super::build::{Bias, Build};
 use super::unet_blocks::{ResBlock, SpatialTransformer};
 use crate::nn::{
-    Activation, Conv2d, GroupNorm, Linear, Placement, Sampling, Then, concat_channels,
+    Activation, Conv2d, GroupNorm, Linear, Placement, Rewrite, Sampling, Then, concat_channels,
     sinusoidal_embedding,
 };
 use crate::weights::detect::prefix;
@@ -187,6 +187,24 @@ impl Unet {
     #[must_use]
     pub fn vector_width(&self) -> usize {
         self.vector
+    }
+
+    /// The layers whose weights can be written again.
+    pub fn layers_mut(&mut self) -> Vec<&mut dyn Rewrite> {
+        let mut layers: Vec<&mut dyn Rewrite> =
+            vec![&mut self.conv_in, &mut self.norm_out, &mut self.conv_out];
+        let embeddings = self.time_embed.iter_mut().chain(&mut self.label_emb);
+        layers.extend(embeddings.map(|layer| layer as &mut dyn Rewrite));
+        let blocks = self.input_blocks.iter_mut().chain(&mut self.output_blocks);
+        let stages = blocks.flat_map(|block| &mut block.stages);
+        for stage in stages.chain(&mut self.middle) {
+            match stage {
+                Stage::Res(block) => block.layers_mut(&mut layers),
+                Stage::Transformer(transformer) => transformer.layers_mut(&mut layers),
+                Stage::Resample(conv) => layers.push(conv),
+            }
+        }
+        layers
     }
 
     /// Does the work that depends on the prompt alone: `context` `[batch, tokens, context width]`, `vector`

@@ -4,8 +4,8 @@ use candle_core::{Result, Tensor};
 
 use super::build::{Bias, Build};
 use crate::nn::{
-    Activation, Conv2d, GroupNorm, LayerNorm, Linear, Mask, Sampling, Then, cross_attention,
-    self_attention,
+    Activation, Conv2d, GroupNorm, LayerNorm, Linear, Mask, Rewrite, Sampling, Then,
+    cross_attention, self_attention,
 };
 use crate::weights::Error;
 
@@ -51,6 +51,17 @@ impl ResBlock {
         })
     }
 
+    pub(super) fn layers_mut<'a>(&'a mut self, into: &mut Vec<&'a mut dyn Rewrite>) {
+        into.extend([
+            &mut self.norm1 as &mut dyn Rewrite,
+            &mut self.conv1,
+            &mut self.time,
+            &mut self.norm2,
+            &mut self.conv2,
+        ]);
+        into.extend(self.skip.iter_mut().map(|skip| skip as &mut dyn Rewrite));
+    }
+
     /// `x` `[batch, h, w, inputs]`, `emb` `[batch, embedding]` after `SiLU`.
     pub(super) fn forward(&self, x: &Tensor, emb: &Tensor) -> Result<Tensor> {
         let h = self
@@ -91,6 +102,28 @@ impl SpatialTransformer {
             proj_out: b.linear("proj_out", [channels, channels], Bias::With, PLAIN)?,
             heads: b.heads("proj_in.weight", channels)?,
         })
+    }
+
+    pub(super) fn layers_mut<'a>(&'a mut self, into: &mut Vec<&'a mut dyn Rewrite>) {
+        into.extend([
+            &mut self.norm as &mut dyn Rewrite,
+            &mut self.proj_in,
+            &mut self.proj_out,
+        ]);
+        for block in &mut self.blocks {
+            into.extend([
+                &mut block.norm1 as &mut dyn Rewrite,
+                &mut block.qkv,
+                &mut block.out1,
+                &mut block.norm2,
+                &mut block.q,
+                &mut block.context_kv,
+                &mut block.out2,
+                &mut block.norm3,
+                &mut block.ff_in,
+                &mut block.ff_out,
+            ]);
+        }
     }
 
     /// Keys and values of the context for each block: they do not change from step to step.

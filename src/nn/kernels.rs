@@ -6,9 +6,10 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, S
 use super::block_cache::buffer;
 use super::cpu::Isa;
 use super::cpu::attention::{self, Heads};
-use super::cpu::gemm::{Epilogue, Packed, Rows, Window, gemm};
+use super::cpu::gemm::{Epilogue, Rows, Window, gemm};
 use super::cpu::math::Activation;
 use super::cpu::norm::{self, Groups};
+use super::cpu::packed::Packed;
 
 /// The values of a contiguous `f32` tensor.
 fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {

@@ -9,8 +9,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::cpu::Isa;
-use super::cpu::gemm::{Columns, Packed, Window};
+use super::cpu::gemm::Window;
 use super::cpu::math::Activation;
+use super::cpu::packed::{Columns, Packed};
+use super::rewrite::Origin;
 use super::{kernels, reference};
 
 /// Where and in which type a model computes; shared by its layers.
@@ -35,7 +37,7 @@ impl Placement {
         }
     }
 
-    fn tensor(&self, values: &[f32], shape: &[usize]) -> Result<Tensor> {
+    pub(super) fn tensor(&self, values: &[f32], shape: &[usize]) -> Result<Tensor> {
         Tensor::from_slice(values, shape, &self.device)?.to_dtype(self.dtype)
     }
 
@@ -45,7 +47,7 @@ impl Placement {
 }
 
 #[derive(Debug, Clone)]
-enum Weight {
+pub(super) enum Weight {
     Packed {
         weight: Packed,
         bias: Option<Vec<f32>>,
@@ -77,8 +79,9 @@ pub enum Then {
 /// `x wᵀ + b` over the last axis, and what follows it.
 #[derive(Debug, Clone)]
 pub struct Linear {
-    weight: Weight,
+    pub(super) weight: Weight,
     then: Then,
+    pub(super) origins: Vec<Origin>,
 }
 
 impl Linear {
@@ -109,7 +112,12 @@ impl Linear {
                 bias: bias.map(|b| place.tensor(b, &[outputs])).transpose()?,
             }
         };
-        Ok(Self { weight, then })
+        let origins = Vec::new();
+        Ok(Self {
+            weight,
+            then,
+            origins,
+        })
     }
 
     /// `[..., inputs]` to `[..., outputs]`.
@@ -207,11 +215,12 @@ impl Sampling {
 /// A 2-D convolution with a square kernel.
 #[derive(Debug, Clone)]
 pub struct Conv2d {
-    weight: Weight,
-    kernel: usize,
+    pub(super) weight: Weight,
+    pub(super) kernel: usize,
     sampling: Sampling,
     activation: Activation,
     circular: Arc<AtomicBool>,
+    pub(super) origins: Vec<Origin>,
 }
 
 impl Conv2d {
@@ -228,8 +237,7 @@ impl Conv2d {
     ) -> Result<Self> {
         let taps = kernel * kernel;
         let weight = if place.is_cpu() {
-            // Stored channel-major within an output; the kernel reads tap by tap.
-            let index = |k: usize| k % inputs * taps + k / inputs;
+            let index = Self::tap_major(inputs, taps);
             Weight::Packed {
                 weight: Packed::new(Isa::chosen(), weight, outputs, Columns::Plain, index),
                 bias: bias.map(<[f32]>::to_vec),
@@ -246,7 +254,13 @@ impl Conv2d {
             sampling,
             activation: Activation::None,
             circular: place.circular.clone(),
+            origins: Vec::new(),
         })
+    }
+
+    /// Where the `k`-th packed value lies in a stored row: channel-major there, while the kernel reads tap by tap.
+    pub(super) fn tap_major(inputs: usize, taps: usize) -> impl Fn(usize) -> usize + Sync {
+        move |k| k % inputs * taps + k / inputs
     }
 
     /// Applies `activation` to the output.
@@ -373,11 +387,12 @@ impl Conv2d {
 /// Group norm over `[batch, ..., channels]`, optionally followed by `SiLU`.
 #[derive(Debug, Clone)]
 pub struct GroupNorm {
-    weight: Tensor,
-    bias: Tensor,
+    pub(super) weight: Tensor,
+    pub(super) bias: Tensor,
     groups: usize,
     eps: f32,
     silu: bool,
+    pub(super) origins: Vec<Origin>,
 }
 
 impl GroupNorm {
@@ -393,6 +408,7 @@ impl GroupNorm {
             groups: 32,
             eps,
             silu: false,
+            origins: Vec::new(),
         })
     }
 
@@ -437,8 +453,9 @@ impl GroupNorm {
 /// Layer norm over the last axis, eps 1e-5.
 #[derive(Debug, Clone)]
 pub struct LayerNorm {
-    weight: Tensor,
-    bias: Tensor,
+    pub(super) weight: Tensor,
+    pub(super) bias: Tensor,
+    pub(super) origins: Vec<Origin>,
 }
 
 impl LayerNorm {
@@ -453,6 +470,7 @@ impl LayerNorm {
         Ok(Self {
             weight: place.tensor(weight, &shape)?,
             bias: place.tensor(bias, &shape)?,
+            origins: Vec::new(),
         })
     }
 
@@ -481,19 +499,4 @@ pub fn concat_channels(a: &Tensor, b: &Tensor) -> Result<Tensor> {
         return a.apply_op2_no_bwd(b, &kernels::Concat);
     }
     Tensor::cat(&[a, b], candle_core::D::Minus1)?.contiguous()
-}
-
-/// Sinusoidal embedding, cosines first: `[values.len(), dim]`, `f32`.
-///
-/// Frequencies `exp(-ln(10000) k / (dim/2))` (Ho et al. 2020, section 3.3 of the reference code's order).
-#[must_use]
-pub fn sinusoidal_embedding(values: &[f32], dim: usize) -> Vec<f32> {
-    let half = dim / 2;
-    let frequency = |k: usize| (-(10_000f32.ln()) * k as f32 / half as f32).exp();
-    let mut out = Vec::with_capacity(values.len() * dim);
-    for v in values {
-        out.extend((0..half).map(|k| (v * frequency(k)).cos()));
-        out.extend((0..half).map(|k| (v * frequency(k)).sin()));
-    }
-    out
 }

@@ -8,14 +8,19 @@ pub mod block_cache;
 pub mod cpu;
 mod kernels;
 pub mod layers;
+mod product;
 mod reference;
+mod rewrite;
+mod sinusoidal;
 
 pub use attention::{Mask, cross_attention, self_attention};
 pub use cpu::math::Activation;
 pub use layers::{
     Conv2d, GroupNorm, LayerNorm, Linear, Placement, Sampling, Then, concat_channels,
-    sinusoidal_embedding,
 };
+pub use product::{product, transpose};
+pub use rewrite::{Origin, Rewrite};
+pub use sinusoidal::sinusoidal_embedding;
 
 #[cfg(test)]
 mod tests;

@@ -9,8 +9,9 @@ use std::sync::atomic::Ordering;
 use candle_core::{Device, Tensor};
 
 use super::cpu::attention::{Heads, Shape};
-use super::cpu::gemm::{Columns, Epilogue, Packed, Rows, Window, gemm};
+use super::cpu::gemm::{Epilogue, Rows, Window, gemm};
 use super::cpu::norm::Groups;
+use super::cpu::packed::{Columns, Packed};
 use super::cpu::{Isa, attention, norm};
 use super::{Activation, Conv2d, Linear, Placement, Sampling, Then, reference};
 

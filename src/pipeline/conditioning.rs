@@ -8,13 +8,15 @@ use std::sync::Arc;
 use candle_core::{DType, Tensor};
 
 use super::Error;
+use super::vocabulary::Vocabulary;
 use crate::models::TextTower;
-use crate::models::clip::TowerOutput;
-use crate::nn::{Placement, sinusoidal_embedding};
+use crate::models::clip::{Replacement, TowerOutput};
+use crate::nn::{Placement, Rewrite, sinusoidal_embedding};
 use crate::prompt::{
     CHUNK_LENGTH, Chunk, ChunkOptions, EditRule, Emphasis, ScheduleSteps, Tokenizer, Tower,
     build_chunks, equalize_chunks, schedule, split_and,
 };
+use crate::weights::embedding::Embedding;
 use crate::weights::{self, Source};
 
 /// Width of the embedding of one size value.
@@ -28,6 +30,7 @@ pub struct TextEncoder {
     tokenizer: Arc<Tokenizer>,
     clip_l: TextTower,
     big_g: TextTower,
+    vocabulary: Vocabulary,
     cache: Vec<(CacheKey, Arc<EditedPrompt>)>,
 }
 
@@ -56,6 +59,8 @@ pub struct EditedPrompt {
     /// Texts but the last, each with the denoiser call it holds up to.
     stretches: Vec<(usize, Arc<EncodedText>)>,
     last: Arc<EncodedText>,
+    /// The textual inversions it names.
+    embeddings: Vec<Arc<Embedding>>,
 }
 
 impl EditedPrompt {
@@ -76,6 +81,20 @@ pub struct Prompts {
     pub negative: Arc<EditedPrompt>,
 }
 
+impl Prompts {
+    /// `NAME: HASH` of each textual inversion that has one.
+    pub fn embedding_hashes(&self) -> impl Iterator<Item = String> {
+        let positive = self.positive.iter().map(|(_, prompt)| prompt);
+        let embeddings = positive
+            .chain([&self.negative])
+            .flat_map(|prompt| &prompt.embeddings);
+        embeddings.filter(|e| !e.shorthash.is_empty()).map(|e| {
+            let name = e.name.replace([':', ','], "");
+            format!("{name}: {}", e.shorthash)
+        })
+    }
+}
+
 impl TextEncoder {
     /// Loads both towers of a checkpoint.
     ///
@@ -94,8 +113,26 @@ impl TextEncoder {
             tokenizer,
             clip_l,
             big_g,
+            vocabulary: Vocabulary::default(),
             cache: Vec::new(),
         })
+    }
+
+    /// The layers whose weights can be written again. What was encoded before is forgotten.
+    pub fn layers_mut(&mut self) -> Vec<&mut dyn Rewrite> {
+        self.cache.clear();
+        let mut layers = self.clip_l.layers_mut();
+        layers.extend(self.big_g.layers_mut());
+        layers
+    }
+
+    /// Sets the textual inversions that prompts may name; of two with one name the first counts.
+    pub fn set_embeddings(&mut self, embeddings: Vec<Arc<Embedding>>) {
+        if self.vocabulary.given() != embeddings {
+            self.cache.clear();
+            let widths = [self.clip_l.width(), self.big_g.width()];
+            self.vocabulary = Vocabulary::new(embeddings, &self.tokenizer, widths);
+        }
     }
 
     /// Encodes both prompts of a pass whose denoiser will be called as often as `steps` says.
@@ -140,6 +177,7 @@ impl TextEncoder {
         Ok(Arc::new(EditedPrompt {
             stretches: Vec::new(),
             last: Arc::new(text),
+            embeddings: Vec::new(),
         }))
     }
 
@@ -159,12 +197,17 @@ impl TextEncoder {
         }
         let stretches = schedule(text, steps, EditRule::Current);
         let (ends, texts): (Vec<usize>, Vec<String>) = stretches.into_iter().unzip();
-        let mut encoded = self.encode(&texts, emphasis)?.into_iter().map(Arc::new);
+        let (encoded, embeddings) = self.encode_noting(&texts, emphasis)?;
+        let mut encoded = encoded.into_iter().map(Arc::new);
         let last = encoded
             .next_back()
             .ok_or_else(|| Error::Invalid("a prompt without any stretch".into()))?;
         let stretches = ends.into_iter().zip(encoded).collect();
-        let edited = Arc::new(EditedPrompt { stretches, last });
+        let edited = Arc::new(EditedPrompt {
+            stretches,
+            last,
+            embeddings,
+        });
         if self.cache.len() == CACHED_PROMPTS {
             self.cache.remove(0);
         }
@@ -178,12 +221,21 @@ impl TextEncoder {
     /// # Errors
     /// When an encoder fails or produces NaN.
     pub fn encode(&self, texts: &[String], emphasis: Emphasis) -> Result<Vec<EncodedText>, Error> {
+        Ok(self.encode_noting(texts, emphasis)?.0)
+    }
+
+    /// [`Self::encode`], and the textual inversions found on the way.
+    fn encode_noting(
+        &self,
+        texts: &[String],
+        emphasis: Emphasis,
+    ) -> Result<(Vec<EncodedText>, Vec<Arc<Embedding>>), Error> {
         let chunks_of = |text: &String, tower| {
-            build_chunks(
-                &emphasis.fragments(text),
-                &self.tokenizer,
-                &ChunkOptions::new(tower),
-            )
+            let options = ChunkOptions {
+                embeddings: &self.vocabulary,
+                ..ChunkOptions::new(tower)
+            };
+            build_chunks(&emphasis.fragments(text), &self.tokenizer, &options)
         };
         let mut all: Vec<(Tower, Vec<Chunk>)> = [Tower::ClipL, Tower::OpenClipG]
             .into_iter()
@@ -204,8 +256,8 @@ impl TextEncoder {
             texts.len()
         ];
         for index in 0..count {
-            let (hidden_l, _) = weighted(&self.clip_l, l, index, emphasis)?;
-            let (hidden_g, pooled) = weighted(&self.big_g, g, index, emphasis)?;
+            let (hidden_l, _) = self.weighted(&self.clip_l, l, index, emphasis)?;
+            let (hidden_g, pooled) = self.weighted(&self.big_g, g, index, emphasis)?;
             for (i, text) in out.iter_mut().enumerate() {
                 let rows_l = hidden_l[i * CHUNK_LENGTH * width_l..].chunks_exact(width_l);
                 let rows_g = hidden_g[i * CHUNK_LENGTH * width_g..].chunks_exact(width_g);
@@ -220,37 +272,53 @@ impl TextEncoder {
                 }
             }
         }
-        Ok(out)
+        let chunks = all.iter().flat_map(|(_, chunks)| chunks);
+        Ok((out, self.vocabulary.used(chunks)))
     }
-}
 
-/// Chunk `index` of every text through one tower, weighted; and the pooled states, which never are.
-fn weighted(
-    tower: &TextTower,
-    texts: &[(Tower, Vec<Chunk>)],
-    index: usize,
-    emphasis: Emphasis,
-) -> Result<(Vec<f32>, Vec<f32>), Error> {
-    let tokens: Vec<[u32; CHUNK_LENGTH]> = texts
-        .iter()
-        .map(|(_, chunks)| chunks[index].tokens)
-        .collect();
-    let multipliers: Vec<f32> = texts
-        .iter()
-        .flat_map(|(_, chunks)| chunks[index].weights)
-        .collect();
-    let TowerOutput { hidden, pooled } = tower.encode(&tokens, &[])?;
-    let mut z = to_host(&hidden)?;
-    if z.iter().any(|v| !v.is_finite()) {
-        return Err(Error::NotANumber {
-            stage: "text encoder",
-        });
+    /// Chunk `index` of every text through one tower, weighted; and the pooled states, which never are.
+    fn weighted(
+        &self,
+        tower: &TextTower,
+        texts: &[(Tower, Vec<Chunk>)],
+        index: usize,
+        emphasis: Emphasis,
+    ) -> Result<(Vec<f32>, Vec<f32>), Error> {
+        let tokens: Vec<[u32; CHUNK_LENGTH]> = texts
+            .iter()
+            .map(|(_, chunks)| chunks[index].tokens)
+            .collect();
+        let multipliers: Vec<f32> = texts
+            .iter()
+            .flat_map(|(_, chunks)| chunks[index].weights)
+            .collect();
+        let TowerOutput { hidden, pooled } =
+            tower.encode(&tokens, &self.replacements(texts, index))?;
+        let mut z = to_host(&hidden)?;
+        if z.iter().any(|v| !v.is_finite()) {
+            return Err(Error::NotANumber {
+                stage: "text encoder",
+            });
+        }
+        emphasis
+            .apply(&mut z, &multipliers)
+            .map_err(|e| Error::Invalid(e.to_string()))?;
+        let pooled = pooled.map(|p| to_host(&p)).transpose()?.unwrap_or_default();
+        Ok((z, pooled))
     }
-    emphasis
-        .apply(&mut z, &multipliers)
-        .map_err(|e| Error::Invalid(e.to_string()))?;
-    let pooled = pooled.map(|p| to_host(&p)).transpose()?.unwrap_or_default();
-    Ok((z, pooled))
+
+    /// The vectors of textual inversions in chunk `index` of every text.
+    fn replacements(&self, texts: &[(Tower, Vec<Chunk>)], index: usize) -> Vec<Replacement> {
+        let chunks = texts.iter().enumerate();
+        let each = chunks.flat_map(|(i, (tower, chunks))| {
+            let placed = self.vocabulary.vectors(&chunks[index], *tower);
+            placed.map(move |(token, vector)| Replacement {
+                at: (i, token),
+                vector: vector.to_vec(),
+            })
+        });
+        each.collect()
+    }
 }
 
 fn to_host(t: &Tensor) -> candle_core::Result<Vec<f32>> {
@@ -315,6 +383,7 @@ mod tests {
         let prompt = EditedPrompt {
             stretches: vec![(2, text(1.0))],
             last: text(2.0),
+            embeddings: Vec::new(),
         };
         let seen: Vec<f32> = (0..7).map(|call| prompt.at(call).context[0]).collect();
         assert_eq!(seen, [1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0]);

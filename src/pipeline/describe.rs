@@ -15,6 +15,10 @@ pub(super) struct Description<'a> {
     pub(super) vae: Option<&'a VaeIdentity>,
     /// The first pass, and the hires pass if it samples.
     pub(super) passes: Vec<&'a Plan>,
+    /// `NAME: HASH` of every LoRA used.
+    pub(super) lora_hashes: Vec<String>,
+    /// `NAME: HASH` of every textual inversion used.
+    pub(super) embedding_hashes: Vec<String>,
 }
 
 impl Description<'_> {
@@ -36,6 +40,20 @@ impl Description<'_> {
         }
         if plan.schedule_type != Scheduler::Automatic.label() && !plan.sigmas().is_empty() {
             extra.insert("Schedule type", plan.schedule_type);
+        }
+        let options = &self.request.infotext;
+        for (key, hashes, wanted) in [
+            ("Lora hashes", &self.lora_hashes, options.lora_hashes),
+            (
+                "TI hashes",
+                &self.embedding_hashes,
+                options.embedding_hashes,
+            ),
+        ] {
+            extra.insert_some(
+                key,
+                (wanted && !hashes.is_empty()).then(|| hashes.join(", ")),
+            );
         }
         let texts = [&self.texts.prompt, &self.texts.negative];
         let emphasised = texts.iter().any(|text| text.contains(['(', '[']));

@@ -13,6 +13,7 @@ use super::decode;
 use super::describe::Description;
 use super::image_to_image::ImageStart;
 use super::network::GuidedUnet;
+use super::networks::{NetworkFile, Networks, Remarks};
 use super::texts::Texts;
 use super::{
     Control, Error, GenerateRequest, Generated, GeneratedImage, LATENT_PIXEL, Observer, Pipeline,
@@ -29,6 +30,7 @@ use crate::sampling::{
 /// One run of the sampler: what it is told and how far it goes.
 struct Pass {
     plan: Plan,
+    networks: Vec<NetworkFile>,
     prompts: Prompts,
     sizes: Sizes,
     cfg_scale: f32,
@@ -68,20 +70,28 @@ impl Pipeline {
         // 2. Read the prompts as they are shown, and what they ask for besides text.
         let texts = Texts::new(request);
 
-        // 3. Work out each pass and encode its prompts.
-        let passes = timed(&mut timings.text, || self.passes(request, &texts))?;
+        let networks = texts.networks(request)?;
+
+        // 3. Work out each pass; merge its LoRAs and encode its prompts.
+        let mut remarks = Remarks::default();
+        let passes = timed(&mut timings.text, || {
+            self.passes(request, &texts, networks, &mut remarks)
+        })?;
         let total_steps = passes.iter().map(|pass| pass.plan.steps).sum();
 
         // 4. Seeds of every picture.
         let total = request.batch_size * request.batch_count;
         let (seeds, subseeds) = (seeds(request, total), subseeds(request, total));
 
+        let (checkpoint, vae) = (self.identity.clone(), self.vae_identity.clone());
         let description = Description {
             request,
             texts: &texts,
-            checkpoint: &self.identity,
-            vae: self.vae_identity.as_ref(),
+            checkpoint: &checkpoint,
+            vae: vae.as_ref(),
             passes: passes.iter().map(|pass| &pass.plan).collect(),
+            lora_hashes: remarks.lora_hashes,
+            embedding_hashes: remarks.embedding_hashes,
         };
         let mut done = Generated {
             images: Vec::new(),
@@ -90,7 +100,7 @@ impl Pipeline {
             subseeds,
             timings,
             interrupted: false,
-            comments: texts.comments(),
+            comments: remarks.comments,
         };
         for batch in 0..request.batch_count {
             let range = batch * request.batch_size..(batch + 1) * request.batch_size;
@@ -143,7 +153,7 @@ impl Pipeline {
 
     /// All passes of one batch, and what its pictures are finished with.
     fn denoise_batch(
-        &self,
+        &mut self,
         request: &GenerateRequest,
         passes: &[Pass],
         seeds: (&[u64], &[u64]),
@@ -158,6 +168,7 @@ impl Pipeline {
             }
             None => None,
         };
+        self.merge(&passes[0].networks)?;
         let start = self.first_start(request, &passes[0].plan, noise, from_image.as_ref())?;
         let first = self.denoise(&passes[0], start, observer, report)?;
         let (Some(hires), Some(latents), None) = (&request.hires, &first.latents, first.stopped)
@@ -168,6 +179,7 @@ impl Pipeline {
         let second = match passes.get(1) {
             Some(pass) => {
                 let noise = image_rng(request, seeds, latent_size(&larger));
+                self.merge(&pass.networks)?;
                 let start = self.second_start(&pass.plan, noise, &larger)?;
                 let before = passes[0].plan.steps;
                 self.denoise(pass, start, observer, &|step| report(before + step))?
@@ -182,7 +194,13 @@ impl Pipeline {
     }
 
     /// The passes of a job: one, and a second for hires fix unless it only enlarges.
-    fn passes(&mut self, request: &GenerateRequest, texts: &Texts) -> Result<Vec<Pass>, Error> {
+    fn passes(
+        &mut self,
+        request: &GenerateRequest,
+        texts: &Texts,
+        [networks, hires_networks]: [Networks; 2],
+        remarks: &mut Remarks,
+    ) -> Result<Vec<Pass>, Error> {
         let new_plan = |sampler, scheduler, steps| {
             plan(
                 sampler,
@@ -224,28 +242,22 @@ impl Pipeline {
             base: calls,
             hires: None,
         };
+        let texts_of = (texts.plain.as_str(), texts.negative.as_str());
         let mut passes = vec![Pass {
             plan: first,
-            prompts: self.text.prompts(
-                &texts.plain,
-                &texts.negative,
-                schedule,
-                request.emphasis,
-            )?,
+            prompts: self.encode_with(&networks, texts_of, schedule, request, remarks)?,
+            networks: networks.files,
             sizes: Sizes::of_picture(request.width, request.height),
             cfg_scale: request.cfg_scale,
         }];
         if let Some((hires, plan, hires_calls)) = second {
             schedule.hires = Some(hires_calls);
             let target = hires.size.target(request.width, request.height);
+            let texts_of = (texts.hires_plain.as_str(), texts.hires_negative.as_str());
             passes.push(Pass {
                 plan,
-                prompts: self.text.prompts(
-                    &texts.hires_plain,
-                    &texts.hires_negative,
-                    schedule,
-                    request.emphasis,
-                )?,
+                prompts: self.encode_with(&hires_networks, texts_of, schedule, request, remarks)?,
+                networks: hires_networks.files,
                 sizes: Sizes::of_picture(target.width, target.height),
                 cfg_scale: hires.cfg_scale.unwrap_or(request.cfg_scale),
             });

@@ -10,10 +10,13 @@ mod describe;
 mod generate;
 pub mod hires;
 pub mod image_to_image;
+pub mod merged;
 mod network;
+pub mod networks;
 pub mod request;
 pub mod resample;
 mod texts;
+mod vocabulary;
 
 pub use hires::{Hires, HiresSize, HiresUpscaler};
 pub use image_to_image::{ImageResize, InitImage, InpaintMask, MaskedContent};
@@ -35,6 +38,7 @@ use crate::sampling::{Latents, Parameterization, SigmaTable, TableOptions};
 use crate::weights::detect::{self, prefix};
 use crate::weights::{self, SafetensorsFile, Source, demo};
 use conditioning::TextEncoder;
+use merged::MergedNetworks;
 use network::channels_first;
 
 /// Pixels of a side of one latent pixel.
@@ -89,6 +93,11 @@ impl CheckpointSource {
 /// A loaded model, ready to make pictures. Owned by one thread.
 #[derive(Debug)]
 pub struct Pipeline {
+    /// Where LoRAs find the checkpoint's own values again.
+    source: CheckpointSource,
+    /// The mapped file; `None` for the embedded model, which is unpacked again when needed.
+    file: Option<SafetensorsFile>,
+    networks: MergedNetworks,
     identity: CheckpointIdentity,
     vae_identity: Option<VaeIdentity>,
     text: TextEncoder,
@@ -138,6 +147,9 @@ impl Pipeline {
             .unwrap_or((1024, 1024));
         crate::trim_memory();
         Ok(Self {
+            source: source.clone(),
+            file: matches!(source, CheckpointSource::File(_)).then_some(file),
+            networks: MergedNetworks::default(),
             identity,
             vae_identity: options.vae.clone(),
             text,

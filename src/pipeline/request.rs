@@ -1,13 +1,17 @@
 //! What a job is asked for, what it reports on the way, and what it returns. Plain data: no tensor, no HTTP.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::hires::Hires;
 use super::image_to_image::InitImage;
+use super::networks::KnownLora;
 use crate::imaging::infotext::Params;
 use crate::prompt::Emphasis;
 use crate::rng::NoiseSource;
 use crate::sampling::{Sampler, SamplerOptions, Scheduler};
+use crate::weights::embedding::Embedding;
 
 /// One job: `batch_count` batches of `batch_size` pictures from consecutive seeds.
 ///
@@ -58,17 +62,30 @@ pub struct GenerateRequest {
     pub init_image: Option<InitImage>,
     /// A second pass at a larger size (hires fix); not together with `init_image`.
     pub hires: Option<Hires>,
+    /// Files of the names in `<lora:…>` tags (see [`Self::lora_names`]); a name without one is reported as missing. `None`
+    /// ignores the tags.
+    pub loras: Option<BTreeMap<String, KnownLora>>,
+    /// Textual inversions that prompts may name.
+    pub embeddings: Vec<Arc<Embedding>>,
     /// What the infotext says beyond what this request implies.
     pub infotext: InfotextOptions,
 }
 
 /// Which lines the infotext carries.
 #[derive(Debug, Clone)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is a setting of A1111's"
+)]
 pub struct InfotextOptions {
     /// Write `Model hash`.
     pub model_hash: bool,
     /// Write `Model`.
     pub model_name: bool,
+    /// Write `Lora hashes`.
+    pub lora_hashes: bool,
+    /// Write `TI hashes`.
+    pub embedding_hashes: bool,
     /// Text of `Version`; `None` leaves the key out.
     pub version: Option<String>,
     /// Whether `CFG scale` was typed as an integer (`7`) or arrived as a float (`7.0`): A1111 prints Python numbers.
@@ -80,6 +97,8 @@ impl Default for InfotextOptions {
         Self {
             model_hash: true,
             model_name: true,
+            lora_hashes: true,
+            embedding_hashes: true,
             version: Some(crate::config::VERSION_TEXT.to_string()),
             cfg_scale_as_int: false,
         }

@@ -32,6 +32,22 @@ pub(super) fn to_f32(dtype: Dtype, bytes: &[u8]) -> Option<(Vec<f32>, bool)> {
     Some((out, finite))
 }
 
+/// One value of a type that weights do not have: integers, flags, `f64`.
+pub(super) fn number(dtype: Dtype, bytes: &[u8]) -> Option<f32> {
+    let mut wide = [0; 8];
+    wide.get_mut(..bytes.len())?.copy_from_slice(bytes);
+    let bits = u64::from_le_bytes(wide);
+    Some(match dtype {
+        Dtype::BOOL | Dtype::U8 | Dtype::U16 | Dtype::U32 | Dtype::U64 => bits as f32,
+        Dtype::I8 => f32::from(bits as i8),
+        Dtype::I16 => f32::from(bits as i16),
+        Dtype::I32 => bits as i32 as f32,
+        Dtype::I64 => bits as i64 as f32,
+        Dtype::F64 => f64::from_bits(bits) as f32,
+        _ => return None,
+    })
+}
+
 fn block(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
     match dtype {
         Dtype::F16 => {
@@ -93,6 +109,19 @@ mod tests {
             );
         }
         assert!(e4m3_to_f32(0xff).is_nan() && e4m3_to_f32(0x7f).is_nan());
+    }
+
+    #[test]
+    fn numbers_of_other_types_are_read() {
+        for (dtype, bytes, value) in [
+            (Dtype::BOOL, vec![1], 1.0),
+            (Dtype::I64, (-16i64).to_le_bytes().to_vec(), -16.0),
+            (Dtype::I8, vec![0xff], -1.0),
+            (Dtype::F64, 0.5f64.to_le_bytes().to_vec(), 0.5),
+        ] {
+            assert_eq!(number(dtype, &bytes), Some(value), "{dtype:?}");
+        }
+        assert_eq!(number(Dtype::F32, &[0; 4]), None);
     }
 
     #[test]

@@ -131,6 +131,33 @@ impl SafetensorsFile {
             .map(|info| format!("{:?}", info.dtype))
     }
 
+    /// The value of a tensor of one element of any type: a number or a flag that configures others.
+    ///
+    /// # Errors
+    /// [`Error::Missing`], [`Error::Shape`] for more or fewer elements, or [`Error::Dtype`].
+    pub fn read_number(&self, key: &str) -> Result<f32, Error> {
+        let Some(info) = self.tensors.get(key) else {
+            return Err(Error::Missing {
+                path: self.path.clone(),
+                key: key.into(),
+            });
+        };
+        if info.shape.iter().product::<usize>() != 1 {
+            return Err(Error::Shape {
+                path: self.path.clone(),
+                key: key.into(),
+                expected: vec![1],
+                found: info.shape.clone(),
+            });
+        }
+        let from = self.data_start + info.data_offsets.0;
+        let bytes = &self.bytes.as_slice()[from..self.data_start + info.data_offsets.1];
+        match convert::number(info.dtype, bytes) {
+            Some(value) => Ok(value),
+            None => Ok(self.read(key)?[0]),
+        }
+    }
+
     /// Sum of all tensors' bytes.
     #[must_use]
     pub fn data_len(&self) -> usize {

@@ -6,7 +6,9 @@
 mod convert;
 pub mod demo;
 pub mod detect;
+pub mod embedding;
 pub mod file;
+pub mod lora;
 pub mod synthetic;
 
 use std::path::{Path, PathBuf};

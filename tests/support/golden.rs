@@ -48,6 +48,11 @@ impl Golden {
             .unwrap_or_else(|| panic!("no golden tensor `{key}`"))
     }
 
+    /// Names of all tensors.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+
     /// Whether a tensor is there.
     pub(crate) fn has(&self, key: &str) -> bool {
         self.0.contains_key(key)

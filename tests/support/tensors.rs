@@ -27,6 +27,12 @@ impl Tensors {
         Self(std::fs::read(path(file)).expect(file))
     }
 
+    /// Names of all tensors.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let file = SafeTensors::deserialize(&self.0).expect("a golden file parses");
+        file.names().into_iter().map(String::from).collect()
+    }
+
     /// Shape and values of an `f32` tensor.
     pub(crate) fn get(&self, name: &str) -> (Vec<usize>, Vec<f32>) {
         self.try_get(name)

@@ -11,118 +11,17 @@
     reason = "micro-kernel on raw pointers; bounds are asserted on entry"
 )]
 
-use rayon::prelude::*;
-
 use super::math::{Activation, activate, gelu};
+use super::packed::{Columns, Packed};
 use super::simd::Simd;
-use super::{Isa, Kernel, Shared, count_multiply_adds, for_each_task};
+use super::{Kernel, Shared, count_multiply_adds, for_each_task};
 
 /// Vectors a row of the micro-kernel's tile.
 pub(crate) const NV: usize = 2;
 /// `k` values of one panel kept in L2 at a time (128 bytes each with AVX-512: 256 KiB).
 const K_BLOCK: usize = 2048;
-/// `k` values packed at a time: 128 lines of a panel are 16 KiB.
-const PACK_BLOCK: usize = 128;
 /// Rows a task takes at most, so that its part of `a` is still in a shared cache for the next panel.
 const ROWS_PER_TASK: usize = 2048;
-
-/// How output columns are laid over panels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Columns {
-    /// Column `c` of panel `p` is output `p * NR + c`.
-    Plain,
-    /// The first vector of a panel holds values, the second their gates: `[value; gate]` rows become `n / 2` outputs
-    /// `value * gelu(gate)`.
-    Geglu,
-}
-
-/// A weight matrix `[n, k]` packed for the micro-kernel of one instruction set.
-#[derive(Debug, Clone)]
-pub(crate) struct Packed {
-    data: Vec<f32>,
-    n: usize,
-    k: usize,
-    columns: Columns,
-    isa: Isa,
-}
-
-impl Packed {
-    /// Packs `rows` (`[n, k]`, row major); `index(k)` says where in a row the `k`-th factor lies.
-    pub(crate) fn new(
-        isa: Isa,
-        rows: &[f32],
-        n: usize,
-        columns: Columns,
-        index: impl Fn(usize) -> usize + Sync,
-    ) -> Self {
-        let k = rows.len().checked_div(n).unwrap_or(0);
-        let lanes = isa.lanes();
-        let nr = NV * lanes;
-        let panels = match columns {
-            Columns::Plain => n.div_ceil(nr),
-            Columns::Geglu => (n / 2).div_ceil(lanes),
-        };
-        let mut data = vec![0f32; panels * k * nr];
-        data.par_chunks_mut((k * nr).max(1))
-            .enumerate()
-            .for_each(|(p, panel)| {
-                let row_of = |lane| source(columns, (p, lane), (n, lanes));
-                let rows: Vec<Option<&[f32]>> = (0..nr)
-                    .map(|lane| row_of(lane).map(|c| &rows[c * k..][..k]))
-                    .collect();
-                // In blocks of k that fit the L1 cache, so that each row is read and each panel line written once.
-                for begin in (0..k).step_by(PACK_BLOCK) {
-                    let end = (begin + PACK_BLOCK).min(k);
-                    for (lane, row) in rows.iter().enumerate() {
-                        let Some(row) = row else { continue };
-                        for i in begin..end {
-                            panel[i * nr + lane] = row[index(i)];
-                        }
-                    }
-                }
-            });
-        Self {
-            data,
-            n,
-            k,
-            columns,
-            isa,
-        }
-    }
-
-    /// Columns of the product.
-    pub(crate) fn outputs(&self) -> usize {
-        match self.columns {
-            Columns::Plain => self.n,
-            Columns::Geglu => self.n / 2,
-        }
-    }
-
-    /// Factors of each sum.
-    pub(crate) fn inputs(&self) -> usize {
-        self.k
-    }
-
-    /// Bytes held.
-    pub(crate) fn bytes(&self) -> usize {
-        self.data.len() * size_of::<f32>()
-    }
-}
-
-/// The output row that lane `lane` of panel `panel` holds, if it is not padding.
-fn source(
-    columns: Columns,
-    (panel, lane): (usize, usize),
-    (n, lanes): (usize, usize),
-) -> Option<usize> {
-    match columns {
-        Columns::Plain => Some(panel * NV * lanes + lane).filter(|&c| c < n),
-        Columns::Geglu => {
-            let c = panel * lanes + lane % lanes;
-            (c < n / 2).then_some(c + if lane < lanes { 0 } else { n / 2 })
-        }
-    }
-}
 
 /// How a convolution walks its picture `[batch, height, width, channels]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

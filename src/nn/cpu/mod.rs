@@ -7,6 +7,7 @@ pub(crate) mod attention;
 pub(crate) mod gemm;
 pub(crate) mod math;
 pub(crate) mod norm;
+pub(crate) mod packed;
 pub(crate) mod simd;
 
 use std::str::FromStr;

@@ -1,0 +1,322 @@
+//! Writing the weights of a built layer again, tensor by tensor of the checkpoint it was made from.
+//!
+//! Invariant: writing a tensor's own values leaves the layer exactly as it was built, bit by bit; so what LoRAs change can be
+//! undone by reading the checkpoint again. A layer knows the tensors behind its rows ([`Origin`]); fused layers have several.
+
+use candle_core::{Result, Tensor};
+
+use super::layers::{Conv2d, GroupNorm, LayerNorm, Linear, Weight};
+
+/// The checkpoint tensor behind some rows of a layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// Key of the weight.
+    pub key: String,
+    /// First row.
+    pub first_row: usize,
+    /// Number of rows.
+    pub rows: usize,
+}
+
+/// A layer that can be written again.
+pub trait Rewrite: Send {
+    /// The tensors the layer was made from, in the order of its rows; empty for a layer that was not made from any.
+    fn origins(&self) -> &[Origin];
+
+    /// Replaces the weight rows from `first_row` (row major, as the checkpoint stores them).
+    ///
+    /// # Errors
+    /// When the values do not fill whole rows of the layer, or the device refuses them.
+    fn write_weight(&mut self, first_row: usize, values: &[f32]) -> Result<()>;
+
+    /// Replaces the bias of the rows from `first_row`. A layer without bias gets one of zeros around it.
+    ///
+    /// # Errors
+    /// As for [`Self::write_weight`].
+    fn write_bias(&mut self, first_row: usize, values: &[f32]) -> Result<()>;
+
+    /// Takes away a bias that the layer was built without; for layers whose checkpoint tensors have none.
+    fn remove_bias(&mut self);
+
+    /// Weight and bias as they are stored.
+    #[cfg(test)]
+    fn stored(&self) -> Vec<f32>;
+}
+
+impl Linear {
+    /// Notes the checkpoint tensors behind the rows.
+    #[must_use]
+    pub fn made_from(mut self, origins: Vec<Origin>) -> Self {
+        self.origins = origins;
+        self
+    }
+}
+
+impl Conv2d {
+    /// Notes the checkpoint tensor behind the layer.
+    #[must_use]
+    pub fn made_from(mut self, origins: Vec<Origin>) -> Self {
+        self.origins = origins;
+        self
+    }
+}
+
+impl GroupNorm {
+    /// Notes the checkpoint tensor behind the layer.
+    #[must_use]
+    pub fn made_from(mut self, origins: Vec<Origin>) -> Self {
+        self.origins = origins;
+        self
+    }
+}
+
+impl LayerNorm {
+    /// Notes the checkpoint tensor behind the layer.
+    #[must_use]
+    pub fn made_from(mut self, origins: Vec<Origin>) -> Self {
+        self.origins = origins;
+        self
+    }
+}
+
+impl Weight {
+    /// `index` says where in a row of the checkpoint the `k`-th packed value lies.
+    fn write(
+        &mut self,
+        first_row: usize,
+        values: &[f32],
+        index: impl Fn(usize) -> usize + Sync,
+    ) -> Result<()> {
+        match self {
+            Self::Packed { weight, .. } => {
+                check(first_row, values.len(), weight.rows(), weight.inputs())?;
+                weight.replace_rows(first_row, values, index);
+                Ok(())
+            }
+            Self::Tensors { weight, .. } => overwrite(weight, first_row, values),
+        }
+    }
+
+    fn write_bias(&mut self, first_row: usize, values: &[f32]) -> Result<()> {
+        match self {
+            Self::Packed { weight, bias } => {
+                check(first_row, values.len(), weight.rows(), 1)?;
+                let bias = bias.get_or_insert_with(|| vec![0.0; weight.rows()]);
+                bias[first_row..first_row + values.len()].copy_from_slice(values);
+                Ok(())
+            }
+            Self::Tensors { weight, bias } => {
+                if bias.is_none() {
+                    *bias = Some(Tensor::zeros(
+                        weight.dim(0)?,
+                        weight.dtype(),
+                        weight.device(),
+                    )?);
+                }
+                match bias {
+                    Some(bias) => overwrite(bias, first_row, values),
+                    None => Ok(()),
+                }
+            }
+        }
+    }
+
+    fn remove_bias(&mut self) {
+        match self {
+            Self::Packed { bias, .. } => *bias = None,
+            Self::Tensors { bias, .. } => *bias = None,
+        }
+    }
+
+    #[cfg(test)]
+    fn stored(&self) -> Vec<f32> {
+        match self {
+            Self::Packed { weight, bias } => {
+                let bias = bias.as_deref().unwrap_or_default();
+                [weight.stored(), bias].concat()
+            }
+            Self::Tensors { weight, bias } => [Some(weight), bias.as_ref()]
+                .into_iter()
+                .flatten()
+                .flat_map(values)
+                .collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+fn values(t: &Tensor) -> Vec<f32> {
+    let t = t
+        .to_dtype(candle_core::DType::F32)
+        .and_then(|t| t.flatten_all());
+    t.and_then(|t| t.to_vec1()).expect("a tensor on the host")
+}
+
+/// Whether `len` values are whole rows of `row`, from `first_row` on, of `rows`.
+fn check(first_row: usize, len: usize, rows: usize, row: usize) -> Result<()> {
+    if row == 0 || !len.is_multiple_of(row) || first_row + len / row > rows {
+        candle_core::bail!("{len} values from row {first_row} on do not fit {rows} rows of {row}");
+    }
+    Ok(())
+}
+
+/// Writes rows of a tensor in place.
+fn overwrite(tensor: &Tensor, first_row: usize, values: &[f32]) -> Result<()> {
+    let rows = tensor.dim(0)?;
+    let row = tensor.elem_count() / rows.max(1);
+    check(first_row, values.len(), rows, row)?;
+    let mut shape = tensor.dims().to_vec();
+    shape[0] = values.len() / row;
+    let source = Tensor::from_slice(values, shape, tensor.device())?.to_dtype(tensor.dtype())?;
+    tensor.slice_set(&source, 0, first_row)
+}
+
+impl Rewrite for Linear {
+    fn origins(&self) -> &[Origin] {
+        &self.origins
+    }
+
+    fn write_weight(&mut self, first_row: usize, values: &[f32]) -> Result<()> {
+        self.weight.write(first_row, values, |k| k)
+    }
+
+    fn write_bias(&mut self, first_row: usize, values: &[f32]) -> Result<()> {
+        self.weight.write_bias(first_row, values)
+    }
+
+    fn remove_bias(&mut self) {
+        self.weight.remove_bias();
+    }
+
+    #[cfg(test)]
+    fn stored(&self) -> Vec<f32> {
+        self.weight.stored()
+    }
+}
+
+impl Rewrite for Conv2d {
+    fn origins(&self) -> &[Origin] {
+        &self.origins
+    }
+
+    fn write_weight(&mut self, first_row: usize, values: &[f32]) -> Result<()> {
+        let taps = self.kernel * self.kernel;
+        let inputs = match &self.weight {
+            Weight::Packed { weight, .. } => weight.inputs() / taps,
+            Weight::Tensors { weight, .. } => weight.dim(1)?,
+        };
+        self.weight
+            .write(first_row, values, Self::tap_major(inputs, taps))
+    }
+
+    fn write_bias(&mut self, first_row: usize, values: &[f32]) -> Result<()> {
+        self.weight.write_bias(first_row, values)
+    }
+
+    fn remove_bias(&mut self) {
+        self.weight.remove_bias();
+    }
+
+    #[cfg(test)]
+    fn stored(&self) -> Vec<f32> {
+        self.weight.stored()
+    }
+}
+
+/// The norms hold one tensor each for weight and bias.
+macro_rules! rewrite_norm {
+    ($norm:ty) => {
+        impl Rewrite for $norm {
+            fn origins(&self) -> &[Origin] {
+                &self.origins
+            }
+
+            fn write_weight(&mut self, first_row: usize, values: &[f32]) -> Result<()> {
+                overwrite(&self.weight, first_row, values)
+            }
+
+            fn write_bias(&mut self, first_row: usize, values: &[f32]) -> Result<()> {
+                overwrite(&self.bias, first_row, values)
+            }
+
+            /// Norms always have a bias.
+            fn remove_bias(&mut self) {}
+
+            #[cfg(test)]
+            fn stored(&self) -> Vec<f32> {
+                [values(&self.weight), values(&self.bias)].concat()
+            }
+        }
+    };
+}
+
+rewrite_norm!(GroupNorm);
+rewrite_norm!(LayerNorm);
+
+#[cfg(test)]
+mod tests {
+    use candle_core::DType;
+
+    use super::*;
+    use crate::nn::{Activation, Placement, Sampling, Then};
+
+    fn ramp(len: usize, start: f32) -> Vec<f32> {
+        (0..len).map(|i| start + i as f32 / 8.0).collect()
+    }
+
+    /// On the packed CPU path and on candle tensors.
+    fn places() -> [Placement; 2] {
+        let half = Placement {
+            dtype: DType::F16,
+            ..Placement::cpu()
+        };
+        [Placement::cpu(), half]
+    }
+
+    #[test]
+    fn rewritten_rows_equal_a_layer_built_that_way() {
+        let (rows, inputs) = (70, 9);
+        for place in places() {
+            for then in [Then::Activate(Activation::None), Then::Geglu] {
+                let before = ramp(rows * inputs, 0.0);
+                let mut after = before.clone();
+                let part = ramp(20 * inputs, -50.0);
+                after[25 * inputs..45 * inputs].copy_from_slice(&part);
+                let bias = ramp(rows, 3.0);
+                let build = |w: &[f32]| Linear::new(&place, w, rows, Some(&bias), then).unwrap();
+                let mut layer = build(&before);
+                layer.write_weight(25, &part).unwrap();
+                assert_eq!(layer.stored(), build(&after).stored());
+                layer
+                    .write_weight(25, &before[25 * inputs..45 * inputs])
+                    .unwrap();
+                assert_eq!(layer.stored(), build(&before).stored());
+                assert!(layer.write_weight(60, &part).is_err(), "past the end");
+                assert!(layer.write_weight(0, &part[1..]).is_err(), "not whole rows");
+            }
+        }
+    }
+
+    #[test]
+    fn convolutions_and_norms_are_rewritten_in_their_own_layout() {
+        for place in places() {
+            let build =
+                |w: &[f32]| Conv2d::new(&place, w, [5, 3, 3], None, Sampling::SAME).unwrap();
+            let (before, after) = (ramp(5 * 27, 0.0), ramp(5 * 27, 9.0));
+            let mut conv = build(&before);
+            conv.write_weight(0, &after).unwrap();
+            assert_eq!(conv.stored(), build(&after).stored());
+            let built = conv.stored().len();
+            conv.write_bias(0, &[1.0; 5]).unwrap();
+            assert_eq!(conv.stored().len(), built + 5);
+            conv.remove_bias();
+            assert_eq!(conv.stored(), build(&after).stored());
+
+            let mut norm = LayerNorm::new(&place, &ramp(4, 0.0), &ramp(4, 1.0)).unwrap();
+            norm.write_weight(0, &ramp(4, 2.0)).unwrap();
+            norm.write_bias(0, &ramp(4, 5.0)).unwrap();
+            let want = LayerNorm::new(&place, &ramp(4, 2.0), &ramp(4, 5.0)).unwrap();
+            assert_eq!(norm.stored(), want.stored());
+        }
+    }
+}
