@@ -12,7 +12,7 @@ use super::cpu::Isa;
 use super::cpu::gemm::Window;
 use super::cpu::math::Activation;
 use super::cpu::packed::{Columns, Packed};
-use super::rewrite::Origin;
+use super::rewrite::{Origin, Weight};
 use super::{kernels, reference};
 
 /// Where and in which type a model computes; shared by its layers.
@@ -43,27 +43,6 @@ impl Placement {
 
     fn is_cpu(&self) -> bool {
         self.device.is_cpu() && self.dtype == DType::F32
-    }
-}
-
-#[derive(Debug, Clone)]
-pub(super) enum Weight {
-    Packed {
-        weight: Packed,
-        bias: Option<Vec<f32>>,
-    },
-    Tensors {
-        weight: Tensor,
-        bias: Option<Tensor>,
-    },
-}
-
-impl Weight {
-    fn bytes(&self) -> usize {
-        match self {
-            Self::Packed { weight, .. } => weight.bytes(),
-            Self::Tensors { weight, .. } => weight.elem_count() * weight.dtype().size_in_bytes(),
-        }
     }
 }
 

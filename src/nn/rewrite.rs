@@ -5,7 +5,8 @@
 
 use candle_core::{Result, Tensor};
 
-use super::layers::{Conv2d, GroupNorm, LayerNorm, Linear, Weight};
+use super::cpu::packed::Packed;
+use super::layers::{Conv2d, GroupNorm, LayerNorm, Linear};
 
 /// The checkpoint tensor behind some rows of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,7 +80,27 @@ impl LayerNorm {
     }
 }
 
+/// A weight matrix with its bias, in the form its device computes with.
+#[derive(Debug, Clone)]
+pub(super) enum Weight {
+    Packed {
+        weight: Packed,
+        bias: Option<Vec<f32>>,
+    },
+    Tensors {
+        weight: Tensor,
+        bias: Option<Tensor>,
+    },
+}
+
 impl Weight {
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::Packed { weight, .. } => weight.bytes(),
+            Self::Tensors { weight, .. } => weight.elem_count() * weight.dtype().size_in_bytes(),
+        }
+    }
+
     /// `index` says where in a row of the checkpoint the `k`-th packed value lies.
     fn write(
         &mut self,

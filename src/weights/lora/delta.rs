@@ -91,7 +91,9 @@ pub(super) fn apply(
         if decomposed {
             values = parts.decompose(weight, &values, scale)?;
         } else {
-            values.iter_mut().for_each(|x| *x *= scale);
+            for x in &mut values {
+                *x *= scale;
+            }
         }
         zip(weight.values, &values, |w, d| w + strength.multiplier * d)
     };
@@ -271,14 +273,13 @@ impl Parts<'_> {
         if let Some(b) = self.read("lokr_w1_b")? {
             dim = Some(b.rows());
         }
-        let second = match self.read("lokr_w2")? {
-            Some(whole) => whole,
-            None => {
-                let (a, b) = (self.need("lokr_w2_a")?, self.need("lokr_w2_b")?);
-                match self.read("lokr_t2")? {
-                    Some(core) => tucker(&a.transposed(), &core, &b)?,
-                    None => product(&a, &b)?,
-                }
+        let second = if let Some(whole) = self.read("lokr_w2")? {
+            whole
+        } else {
+            let (a, b) = (self.need("lokr_w2_a")?, self.need("lokr_w2_b")?);
+            match self.read("lokr_t2")? {
+                Some(core) => tucker(&a.transposed(), &core, &b)?,
+                None => product(&a, &b)?,
             }
         };
         if let Some(b) = self.read("lokr_w2_b")? {
@@ -351,7 +352,9 @@ impl Parts<'_> {
             }
             let row = turned.len() / outputs;
             for (row, factor) in turned.chunks_exact_mut(row).zip(&rescale.data) {
-                row.iter_mut().for_each(|x| *x *= factor);
+                for x in row {
+                    *x *= factor;
+                }
             }
         }
         let data = zip(&turned, weight.values, |t, w| t - w);

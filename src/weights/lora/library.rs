@@ -124,7 +124,7 @@ impl LoraLibrary {
     }
 }
 
-/// SHA-256 of what follows the header (A1111's "AutoV3"), hex; in infotexts its first 12 digits.
+/// SHA-256 of what follows the header (A1111's "`AutoV3`"), hex; in infotexts its first 12 digits.
 ///
 /// # Errors
 /// The file cannot be read, or is shorter than its header says.
