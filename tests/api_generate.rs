@@ -5,7 +5,6 @@
 #[path = "support/server.rs"]
 mod server;
 
-use std::process::Command;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -544,34 +543,4 @@ fn fifty_requests_at_once_are_all_served() {
         assert_eq!(job.join().unwrap().info()["all_seeds"], json!([seed]));
     }
     assert_eq!(server.get("/internal/pending-tasks").json()["size"], 0);
-}
-
-#[test]
-fn webuiapi_makes_pictures_and_reads_lists_and_progress() {
-    let python = std::env::var("SDGEN_PYTHON").unwrap_or_else(|_| "python3".into());
-    let install = "install it with: python3 -m venv .venv && .venv/bin/pip install webuiapi==0.9.17, and set SDGEN_PYTHON=.venv/bin/python";
-    let has_client = Command::new(&python)
-        .args(["-c", "import webuiapi"])
-        .output();
-    assert!(
-        has_client.is_ok_and(|output| output.status.success()),
-        "`{python}` has no package webuiapi; {install}"
-    );
-    let server = Server::start(&[]);
-    let script = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/tests/clients/drive_webuiapi.py"
-    );
-    let output = Command::new(&python)
-        .arg(script)
-        .env("SDGEN_BASE_URL", server.url(""))
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{}{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr),
-        server.log()
-    );
 }

@@ -23,7 +23,7 @@ fn a_client_that_leaves_takes_a_queued_job_along_and_leaves_a_running_one() {
     let server = Server::start(&[]);
     let running = with(
         endless(),
-        json!({ "steps": 60, "n_iter": 1, "save_images": true }),
+        json!({ "steps": 300, "n_iter": 1, "save_images": true }),
     );
     let client = server.open(
         "POST",
@@ -93,7 +93,7 @@ fn sigterm_lets_the_running_job_finish_and_answers_the_queued_one() {
     let mut server = Arc::new(Server::start(&[]));
     let job = server.post_later(
         "/sdapi/v1/txt2img",
-        with(endless(), json!({ "steps": 40, "n_iter": 1 })),
+        with(endless(), json!({ "steps": 200, "n_iter": 1 })),
     );
     server.wait_for_step();
     let queued = server.post_later(

@@ -4,7 +4,7 @@
 //! file that is not JSON is an error at start and is never overwritten.
 
 use std::path::PathBuf;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Mutex, PoisonError, RwLock};
 
 use serde_json::{Map, Value};
 
@@ -106,6 +106,8 @@ impl Options {
 #[derive(Debug)]
 pub struct OptionStore {
     path: PathBuf,
+    /// Held while the file is written.
+    saving: Mutex<()>,
     values: RwLock<Options>,
 }
 
@@ -131,6 +133,7 @@ impl OptionStore {
         }
         Ok(Self {
             path,
+            saving: Mutex::default(),
             values: RwLock::new(options),
         })
     }
@@ -157,6 +160,7 @@ impl OptionStore {
     /// # Errors
     /// The file cannot be written; the values in memory stay changed, as in A1111.
     pub fn save(&self, changes: &Map<String, Value>) -> Result<(), ApiError> {
+        let _alone = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
         self.apply(changes);
         let mut stored = read_file(&self.path)
             .map_err(|error| ApiError::failure("OSError", error.to_string()))?;

@@ -17,6 +17,9 @@ use crate::imaging::Format;
 use crate::pipeline::GenerateRequest;
 use crate::pipeline::request::InfotextOptions;
 
+/// Bytes of a client's task id; it is kept and listed while the job waits.
+const LONGEST_TASK_ID: usize = 256;
+
 /// A checked request and its job.
 #[derive(Debug)]
 pub struct Prepared {
@@ -40,6 +43,14 @@ pub fn prepare(app: &App, wire: Map<String, Value>) -> Result<Prepared, ApiError
     let request: Txt2Img = serde_json::from_value(Value::Object(wire.clone()))
         .map_err(|error| ApiError::failure("ValueError", error.to_string()))?;
     check_numbers(app, &request)?;
+    if request
+        .force_task_id
+        .as_ref()
+        .is_some_and(|id| id.len() > LONGEST_TASK_ID)
+    {
+        let message = format!("has more than {LONGEST_TASK_ID} bytes");
+        return Err(vec![Problem::limit("force_task_id", message)].into());
+    }
     refuse_unsupported(&request)?;
     refuse_scripts(&request)?;
     let options = options_in_force(app, &request)?;

@@ -131,6 +131,25 @@ pub fn translate(words: &[String], origin: &dyn Fn(&str) -> Origin) -> Result<Tr
     Ok(out)
 }
 
+/// Adds items to a list that earlier flags may have begun.
+fn extend_list<'a>(
+    out: &mut Translated,
+    key: &'static str,
+    items: impl Iterator<Item = &'a str>,
+    origin: &Origin,
+) {
+    let begun = out.settings.iter().rev().find(|setting| setting.key == key);
+    let mut list = begun
+        .and_then(|setting| setting.value.as_array().cloned())
+        .unwrap_or_default();
+    list.extend(items.map(Value::from));
+    out.settings.push(Setting {
+        key,
+        value: Value::Array(list),
+        origin: origin.clone(),
+    });
+}
+
 fn apply(
     out: &mut Translated,
     name: &str,
@@ -152,23 +171,12 @@ fn apply(
         });
     };
     match act {
-        Act::Set(key, Kind::Append) => {
-            let before = out
-                .settings
-                .iter()
-                .rev()
-                .find(|s| s.key == key)
-                .map(|s| s.value.clone());
-            let mut list = before
-                .and_then(|value| value.as_array().cloned())
-                .unwrap_or_default();
-            list.push(Value::from(first));
-            out.settings.push(Setting {
-                key,
-                value: Value::Array(list),
-                origin: origin.clone(),
-            });
+        // `--gradio-auth` adds to `--api-auth`; neither takes the other's users away.
+        Act::Set(key @ "server.api_auth", _) => {
+            let pairs = first.split(',').filter(|pair| !pair.is_empty());
+            extend_list(out, key, pairs, origin);
         }
+        Act::Set(key, Kind::Append) => extend_list(out, key, std::iter::once(first), origin),
         Act::Set(key, kind) => set(key, parse(kind, first).map_err(wrong)?),
         Act::Switch(key, on) => set(key, Value::Boolean(on)),
         // `--server-name` wins over `--listen` in any order.
@@ -251,6 +259,15 @@ mod tests {
         assert_eq!(
             all.settings.last().unwrap().value.to_string(),
             "[\"/a\", \"/b\"]"
+        );
+    }
+
+    #[test]
+    fn credentials_add_up() {
+        let all = run("--api-auth a:b --gradio-auth c:d,e:f").unwrap();
+        assert_eq!(
+            all.settings.last().unwrap().value.to_string(),
+            "[\"a:b\", \"c:d\", \"e:f\"]"
         );
     }
 

@@ -259,10 +259,10 @@ impl<B: Backend> Worker<B> {
             }
         };
         let job_timestamp = self.status.borrow().job_timestamp.clone();
-        let finished_batches = if generated.interrupted {
-            self.status.borrow().progress.batch
-        } else {
-            request.batch_count
+        let finished_batches = match (generated.interrupted, self.status.borrow().progress) {
+            (false, _) => request.batch_count,
+            // The last report is of the last step that was taken, which may have been a batch's own last.
+            (true, at) => at.batch + usize::from(at.steps > 0 && at.step >= at.steps),
         };
         Ok(Outcome {
             generated,

@@ -27,7 +27,7 @@ assert batch.info["all_seeds"] == [42, 43] and len(batch.images) == 2
 assert api.png_info(made.image).info.startswith("a red apple")
 
 seen = []
-job = threading.Thread(target=lambda: api.txt2img(prompt="a dog", steps=40, seed=1, width=128, height=128))
+job = threading.Thread(target=lambda: api.txt2img(prompt="a dog", steps=100, seed=1, width=128, height=128))
 job.start()
 while job.is_alive():
     progress = api.get_progress()

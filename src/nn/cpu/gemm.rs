@@ -288,11 +288,7 @@ impl Task<'_> {
             if begin > 0 {
                 self.each_vector::<S, MR>(valid, |i, j, column, width| {
                     let p = self.out.as_ptr().add((m + i) * self.w.n + column);
-                    acc[i][j] = if width == S::LANES {
-                        S::load(p)
-                    } else {
-                        S::load_first(p, width)
-                    };
+                    acc[i][j] = S::load_up_to(p, width);
                 });
             }
             let mut b = self
@@ -330,11 +326,7 @@ impl Task<'_> {
             if end < self.w.k {
                 self.each_vector::<S, MR>(valid, |i, j, column, width| {
                     let p = self.out.as_ptr().add((m + i) * self.w.n + column);
-                    if width == S::LANES {
-                        S::store(p, acc[i][j]);
-                    } else {
-                        S::store_first(p, acc[i][j], width);
-                    }
+                    S::store_up_to(p, acc[i][j], width);
                 });
             } else {
                 self.finish::<S, MR>(m, valid, &acc);
@@ -402,8 +394,7 @@ impl Task<'_> {
         // SAFETY: `column + width <= n`, the bias's length.
         unsafe {
             match self.epilogue.bias {
-                Some(bias) if width == S::LANES => S::add(v, S::load(bias.as_ptr().add(column))),
-                Some(bias) => S::add(v, S::load_first(bias.as_ptr().add(column), width)),
+                Some(bias) => S::add(v, S::load_up_to(bias.as_ptr().add(column), width)),
                 None => v,
             }
         }
@@ -420,14 +411,7 @@ impl Task<'_> {
     ) {
         // SAFETY: `row < m`, `column + width <= outputs`, and the slices have the sizes `gemm` asserted.
         unsafe {
-            let full = width == S::LANES;
-            let read = |p: *const f32| {
-                if full {
-                    S::load(p)
-                } else {
-                    S::load_first(p, width)
-                }
-            };
+            let read = |p: *const f32| S::load_up_to(p, width);
             let mut v = v;
             if let Some(row_bias) = self.epilogue.row_bias {
                 v = S::add(
@@ -444,12 +428,7 @@ impl Task<'_> {
             if let Some(residual) = self.epilogue.residual {
                 v = S::add(v, read(residual.as_ptr().add(at)));
             }
-            let p = self.out.as_ptr().add(at);
-            if full {
-                S::store(p, v);
-            } else {
-                S::store_first(p, v, width);
-            }
+            S::store_up_to(self.out.as_ptr().add(at), v, width);
         }
     }
 }

@@ -190,13 +190,7 @@ impl Kernel for Apply<'_> {
                 let width = S::LANES.min(c - at);
                 // SAFETY: `at + width <= c`, the length of all five.
                 unsafe {
-                    let read = |p: &[f32]| {
-                        if width == S::LANES {
-                            S::load(p.as_ptr().add(at))
-                        } else {
-                            S::load_first(p.as_ptr().add(at), width)
-                        }
-                    };
+                    let read = |p: &[f32]| S::load_up_to(p.as_ptr().add(at), width);
                     let mut y = S::fma(
                         S::sub(read(x), read(self.mean)),
                         read(self.scale),
@@ -205,12 +199,7 @@ impl Kernel for Apply<'_> {
                     if self.silu {
                         y = silu::<S>(y);
                     }
-                    let p = out.as_mut_ptr().add(at);
-                    if width == S::LANES {
-                        S::store(p, y);
-                    } else {
-                        S::store_first(p, y, width);
-                    }
+                    S::store_up_to(out.as_mut_ptr().add(at), y, width);
                 }
                 at += S::LANES;
             }
@@ -283,21 +272,10 @@ impl Kernel for Layer<'_> {
                 let width = S::LANES.min(c - at);
                 // SAFETY: `at + width <= c`, the length of all four.
                 unsafe {
-                    let read = |p: &[f32]| {
-                        if width == S::LANES {
-                            S::load(p.as_ptr().add(at))
-                        } else {
-                            S::load_first(p.as_ptr().add(at), width)
-                        }
-                    };
+                    let read = |p: &[f32]| S::load_up_to(p.as_ptr().add(at), width);
                     let normal = S::mul(S::sub(read(x), S::splat(mean)), S::splat(inverse));
                     let y = S::fma(normal, read(self.weight), read(self.bias));
-                    let p = out.as_mut_ptr().add(at);
-                    if width == S::LANES {
-                        S::store(p, y);
-                    } else {
-                        S::store_first(p, y, width);
-                    }
+                    S::store_up_to(out.as_mut_ptr().add(at), y, width);
                 }
                 at += S::LANES;
             }

@@ -50,6 +50,32 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         }
     }
 
+    /// The first `n <= LANES` lanes from memory, the others 0.
+    #[inline(always)]
+    unsafe fn load_up_to(p: *const f32, n: usize) -> Self::V {
+        // SAFETY: the caller vouches for `n` values.
+        unsafe {
+            if n == Self::LANES {
+                Self::load(p)
+            } else {
+                Self::load_first(p, n)
+            }
+        }
+    }
+
+    /// Stores the first `n <= LANES` lanes.
+    #[inline(always)]
+    unsafe fn store_up_to(p: *mut f32, v: Self::V, n: usize) {
+        // SAFETY: the caller vouches for `n` values.
+        unsafe {
+            if n == Self::LANES {
+                Self::store(p, v);
+            } else {
+                Self::store_first(p, v, n);
+            }
+        }
+    }
+
     /// Stores the first `n < LANES` lanes.
     #[inline(always)]
     unsafe fn store_first(p: *mut f32, v: Self::V, n: usize) {

@@ -1,0 +1,453 @@
+//! [`Pipeline::generate`] as numbered steps: a job is one pass of the sampler or two, then pictures.
+//!
+//! Invariant: picture `i` depends on seed `i` alone, whatever batch it is made in.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use candle_core::Tensor;
+use image::RgbImage;
+
+use super::conditioning::{Prompts, Sizes};
+use super::decode;
+use super::describe::Description;
+use super::image_to_image::ImageStart;
+use super::network::GuidedUnet;
+use super::texts::Texts;
+use super::{
+    Control, Error, GenerateRequest, Generated, GeneratedImage, LATENT_PIXEL, Observer, Pipeline,
+    Progress, Timings,
+};
+use crate::imaging::{GridShape, grid};
+use crate::prompt::ScheduleSteps;
+use crate::rng::{ImageRng, ImageRngConfig};
+use crate::sampling::{
+    CfgDenoiser, ExactSteps, Guidance, InfotextParams, Latents, Mask, NoiseStreams, Plan,
+    image_steps, plan, sample,
+};
+
+/// One run of the sampler: what it is told and how far it goes.
+struct Pass {
+    plan: Plan,
+    prompts: Prompts,
+    sizes: Sizes,
+    cfg_scale: f32,
+}
+
+/// Where a pass begins.
+struct Start {
+    latents: Latents,
+    streams: NoiseStreams,
+    mask: Option<Mask>,
+    extra: Option<Tensor>,
+}
+
+/// A finished pass, or what an interrupt left of it.
+struct Outcome {
+    latents: Option<Latents>,
+    stopped: Option<Control>,
+    infotext: InfotextParams,
+}
+
+impl Pipeline {
+    /// Runs one job.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] before any work; [`Error::NotANumber`] and [`Error::Tensor`] from the stages. An interrupt is not an
+    /// error: the result holds what was finished.
+    pub fn generate(
+        &mut self,
+        request: &GenerateRequest,
+        observer: &dyn Observer,
+    ) -> Result<Generated, Error> {
+        // 1. Check what would otherwise fail deep inside.
+        check(request)?;
+        let mut timings = Timings::default();
+        self.place.circular.store(request.tiling, Ordering::Relaxed);
+
+        // 2. Read the prompts as they are shown, and what they ask for besides text.
+        let texts = Texts::new(request);
+
+        // 3. Work out each pass and encode its prompts.
+        let passes = timed(&mut timings.text, || self.passes(request, &texts))?;
+        let total_steps = passes.iter().map(|pass| pass.plan.steps).sum();
+
+        // 4. Seeds of every picture.
+        let total = request.batch_size * request.batch_count;
+        let (seeds, subseeds) = (seeds(request, total), subseeds(request, total));
+
+        let description = Description {
+            request,
+            texts: &texts,
+            checkpoint: &self.identity,
+            vae: self.vae_identity.as_ref(),
+            passes: passes.iter().map(|pass| &pass.plan).collect(),
+        };
+        let mut done = Generated {
+            images: Vec::new(),
+            extra_params: description.extra_params(&Vec::new()),
+            seeds,
+            subseeds,
+            timings,
+            interrupted: false,
+            comments: texts.comments(),
+        };
+        for batch in 0..request.batch_count {
+            let range = batch * request.batch_size..(batch + 1) * request.batch_size;
+            let seeds = (&done.seeds[range.clone()], &done.subseeds[range.clone()]);
+            let report = |step: usize| {
+                observer.progress(Progress {
+                    step: step.min(total_steps),
+                    steps: total_steps,
+                    batch,
+                    batches: request.batch_count,
+                });
+            };
+
+            // 5. Denoise: from noise or from pictures, and once more after enlarging.
+            let clock = Instant::now();
+            let (outcome, from_image) =
+                self.denoise_batch(request, &passes, seeds, observer, &report)?;
+            done.timings.sample += clock.elapsed();
+            done.timings.steps += total_steps;
+            done.extra_params = description.extra_params(&outcome.infotext);
+            done.interrupted = outcome.stopped == Some(Control::Interrupt);
+
+            // 6. Decode picture by picture, finish it, and say how it was made.
+            let clock = Instant::now();
+            for (index, (i, latents)) in range.zip(singles(outcome.latents)).enumerate() {
+                let mut image = self.decode_image(&latents)?;
+                if let Some(start) = &from_image {
+                    image = start.finish(index, image)?;
+                }
+                let (seed, subseed) = (done.seeds[i], done.subseeds[i]);
+                done.images.push(GeneratedImage {
+                    image,
+                    seed,
+                    subseed,
+                    infotext: description.infotext(seed, subseed, &done.extra_params),
+                    latents: request.keep_latents.then_some(latents.data),
+                });
+            }
+            done.timings.decode += clock.elapsed();
+            if batch + 1 < request.batch_count {
+                done.interrupted |= observer.control() == Control::Interrupt;
+            }
+            if done.interrupted {
+                break;
+            }
+        }
+        Ok(done)
+    }
+
+    /// All passes of one batch, and what its pictures are finished with.
+    fn denoise_batch(
+        &self,
+        request: &GenerateRequest,
+        passes: &[Pass],
+        seeds: (&[u64], &[u64]),
+        observer: &dyn Observer,
+        report: &dyn Fn(usize),
+    ) -> Result<(Outcome, Option<ImageStart>), Error> {
+        let size = (request.width, request.height);
+        let noise = image_rng(request, seeds, size);
+        let from_image = match &request.init_image {
+            Some(init) => {
+                Some(self.start_from_image(init, (size.0, size.1, seeds.0.len()), &noise)?)
+            }
+            None => None,
+        };
+        let start = self.first_start(request, &passes[0].plan, noise, from_image.as_ref())?;
+        let first = self.denoise(&passes[0], start, observer, report)?;
+        let (Some(hires), Some(latents), None) = (&request.hires, &first.latents, first.stopped)
+        else {
+            return Ok((first, from_image));
+        };
+        let larger = self.enlarge(latents, hires.upscaler, hires.size.target(size.0, size.1))?;
+        let second = match passes.get(1) {
+            Some(pass) => {
+                let noise = image_rng(request, seeds, latent_size(&larger));
+                let start = self.second_start(&pass.plan, noise, &larger)?;
+                let before = passes[0].plan.steps;
+                self.denoise(pass, start, observer, &|step| report(before + step))?
+            }
+            // A strength of 0 only enlarges.
+            None => Outcome {
+                latents: Some(larger),
+                ..first
+            },
+        };
+        Ok((second, from_image))
+    }
+
+    /// The passes of a job: one, and a second for hires fix unless it only enlarges.
+    fn passes(&mut self, request: &GenerateRequest, texts: &Texts) -> Result<Vec<Pass>, Error> {
+        let new_plan = |sampler, scheduler, steps| {
+            plan(
+                sampler,
+                scheduler,
+                steps,
+                &request.sampler_options,
+                &self.table,
+            )
+        };
+        let full = new_plan(request.sampler, request.scheduler, request.steps);
+        let calls = full.expected_calls();
+        let first = match &request.init_image {
+            Some(init) => {
+                let (steps, t_enc) = image_steps(request.steps, init.strength, init.exact_steps);
+                new_plan(request.sampler, request.scheduler, steps).from_image(t_enc)
+            }
+            None => full,
+        };
+        let second = match &request.hires {
+            Some(hires) if hires.strength > 0.0 => {
+                let steps = if hires.steps == 0 {
+                    request.steps
+                } else {
+                    hires.steps
+                };
+                let (total, t_enc) = image_steps(steps, hires.strength, ExactSteps::Yes);
+                let sampler = hires.sampler.unwrap_or(request.sampler);
+                let scheduler = hires.scheduler.unwrap_or(request.scheduler);
+                let calls = new_plan(sampler, scheduler, steps).expected_calls();
+                Some((
+                    hires,
+                    new_plan(sampler, scheduler, total).from_image(t_enc),
+                    calls,
+                ))
+            }
+            _ => None,
+        };
+        let mut schedule = ScheduleSteps {
+            base: calls,
+            hires: None,
+        };
+        let mut passes = vec![Pass {
+            plan: first,
+            prompts: self.text.prompts(
+                &texts.plain,
+                &texts.negative,
+                schedule,
+                request.emphasis,
+            )?,
+            sizes: Sizes::of_picture(request.width, request.height),
+            cfg_scale: request.cfg_scale,
+        }];
+        if let Some((hires, plan, hires_calls)) = second {
+            schedule.hires = Some(hires_calls);
+            let target = hires.size.target(request.width, request.height);
+            passes.push(Pass {
+                plan,
+                prompts: self.text.prompts(
+                    &texts.hires_plain,
+                    &texts.hires_negative,
+                    schedule,
+                    request.emphasis,
+                )?,
+                sizes: Sizes::of_picture(target.width, target.height),
+                cfg_scale: hires.cfg_scale.unwrap_or(request.cfg_scale),
+            });
+        }
+        Ok(passes)
+    }
+
+    /// Where the first pass begins: noise, or noised pictures.
+    fn first_start(
+        &self,
+        request: &GenerateRequest,
+        plan: &Plan,
+        mut noise: ImageRng,
+        from_image: Option<&ImageStart>,
+    ) -> Result<Start, Error> {
+        let first = noise.first();
+        let (latents, mask, extra) = match (from_image, &request.init_image) {
+            (Some(image), Some(init)) => {
+                let first = &first * init.noise_multiplier;
+                let x = plan.noised_image(&image.latents, &first, init.extra_noise);
+                (x, image.mask.clone(), image.extra.clone())
+            }
+            _ => (plan.initial_latents(&first), None, None),
+        };
+        let extra = match extra {
+            Some(extra) => Some(extra),
+            None => self.unpainted(latents.shape)?,
+        };
+        let streams = NoiseStreams::new(noise, plan);
+        Ok(Start {
+            latents,
+            streams,
+            mask,
+            extra,
+        })
+    }
+
+    /// Where the hires pass begins: the enlarged latents under fresh noise of the same seeds.
+    fn second_start(
+        &self,
+        plan: &Plan,
+        mut noise: ImageRng,
+        larger: &Latents,
+    ) -> Result<Start, Error> {
+        let latents = plan.noised_image(larger, &noise.first(), 0.0);
+        let extra = self.unpainted(latents.shape)?;
+        let streams = NoiseStreams::new(noise, plan);
+        Ok(Start {
+            latents,
+            streams,
+            mask: None,
+            extra,
+        })
+    }
+
+    /// Runs the sampler over one batch.
+    fn denoise(
+        &self,
+        pass: &Pass,
+        start: Start,
+        observer: &dyn Observer,
+        report: &dyn Fn(usize),
+    ) -> Result<Outcome, Error> {
+        let plan = &pass.plan;
+        let mut streams = start.streams;
+        let models = (&self.unet, &self.place);
+        let mut network = GuidedUnet::new(models, &pass.prompts, pass.sizes, observer, start.extra);
+        let keep = start.mask.clone();
+        let guidance = Guidance {
+            scale: pass.cfg_scale,
+            parameterization: self.parameterization,
+            mask: start.mask,
+            ..Guidance::default()
+        };
+        let mut denoiser = CfgDenoiser::new(&mut network, guidance, plan, |_, denoised| {
+            if observer.wants_preview()
+                && let Ok(sheet) = grid(
+                    &decode::approximate(denoised),
+                    GridShape::Square,
+                    image::Rgb([255; 3]),
+                )
+            {
+                observer.preview(sheet);
+            }
+        });
+        let result = sample(
+            plan,
+            &mut denoiser,
+            start.latents,
+            &mut streams,
+            &mut |finished, _| report(finished),
+        );
+        let (infotext, last) = (denoiser.infotext(), denoiser.last_denoised().cloned());
+        drop(denoiser);
+        let latents = match result {
+            Ok(latents) => {
+                report(plan.steps);
+                Some(latents)
+            }
+            // What an interrupted run leaves is the last clean picture it saw.
+            Err(Error::Interrupted) if network.stopped.is_some() => last,
+            Err(error) => return Err(error),
+        };
+        // A hard mask keeps the unpainted part to the bit; a soft one has blended it already.
+        let latents = match (latents, keep) {
+            (
+                Some(latents),
+                Some(Mask {
+                    paint,
+                    init,
+                    soft: None,
+                }),
+            ) => {
+                let kept = init.zip(&paint, |z, p| z * (1.0 - p));
+                Some(&latents.zip(&paint, |x, p| x * p) + &kept)
+            }
+            (latents, _) => latents,
+        };
+        Ok(Outcome {
+            latents,
+            stopped: network.stopped,
+            infotext,
+        })
+    }
+
+    /// Decodes one picture's latents.
+    pub(super) fn decode_image(&self, latents: &Latents) -> Result<RgbImage, Error> {
+        decode::decode(&self.vae, &self.vae_place, latents)
+    }
+}
+
+fn check(request: &GenerateRequest) -> Result<(), Error> {
+    let GenerateRequest { width, height, .. } = *request;
+    if width < LATENT_PIXEL || height < LATENT_PIXEL {
+        return Err(Error::Invalid(format!(
+            "size {width}x{height} is below the smallest picture, 8x8"
+        )));
+    }
+    if request.steps == 0 || request.batch_size == 0 || request.batch_count == 0 {
+        return Err(Error::Invalid(
+            "steps, batch size and batch count must be at least 1".into(),
+        ));
+    }
+    if !request.cfg_scale.is_finite() {
+        return Err(Error::Invalid(format!(
+            "cfg scale must be a finite number, not `{}`",
+            request.cfg_scale
+        )));
+    }
+    Ok(())
+}
+
+/// Generators for one batch of pictures of `width` x `height` pixels.
+fn image_rng(
+    request: &GenerateRequest,
+    (seeds, subseeds): (&[u64], &[u64]),
+    (width, height): (usize, usize),
+) -> ImageRng {
+    ImageRng::new(ImageRngConfig {
+        source: request.noise_source,
+        shape: [4, height / LATENT_PIXEL, width / LATENT_PIXEL],
+        seeds: seeds.to_vec(),
+        subseeds: subseeds.to_vec(),
+        subseed_strength: request.subseed_strength,
+        seed_resize_from: request.seed_resize_from,
+        eta_noise_seed_delta: request.sampler_options.eta_noise_seed_delta,
+    })
+}
+
+/// Each picture's latents by itself; none if there are none.
+fn singles(batch: Option<Latents>) -> impl Iterator<Item = Latents> {
+    batch.into_iter().flat_map(|batch| {
+        let [_, channels, height, width] = batch.shape;
+        let single = |image: &[f32]| Latents::new(image.to_vec(), [1, channels, height, width]);
+        batch.images().map(single).collect::<Vec<_>>()
+    })
+}
+
+/// Width and height in pixels of the picture that latents stand for.
+fn latent_size(latents: &Latents) -> (usize, usize) {
+    (
+        latents.shape[3] * LATENT_PIXEL,
+        latents.shape[2] * LATENT_PIXEL,
+    )
+}
+
+/// Consecutive seeds, or one for all while a variation seed makes the difference.
+fn seeds(request: &GenerateRequest, total: usize) -> Vec<u64> {
+    let step = u64::from(request.subseed_strength == 0.0);
+    (0..total as u64)
+        .map(|i| request.seed.wrapping_add(i * step))
+        .collect()
+}
+
+fn subseeds(request: &GenerateRequest, total: usize) -> Vec<u64> {
+    (0..total as u64)
+        .map(|i| request.subseed.wrapping_add(i))
+        .collect()
+}
+
+fn timed<T>(total: &mut Duration, work: impl FnOnce() -> T) -> T {
+    let start = Instant::now();
+    let value = work();
+    *total += start.elapsed();
+    value
+}
