@@ -8,7 +8,8 @@ use super::{Common, Stop, load_config, print};
 use crate::engine::models::Catalog;
 use crate::nn::{Placement, cpu::Isa};
 use crate::pipeline::bench::{
-    BenchModel, BenchOptions, Part, measure, measure_operations, write_synthetic,
+    BenchModel, BenchOptions, Part, measure, measure_lora_switch, measure_operations,
+    write_synthetic,
 };
 use crate::telemetry;
 
@@ -42,6 +43,9 @@ pub struct BenchArgs {
     /// Measure single operations at SDXL's shapes instead of a whole job
     #[arg(long, conflicts_with_all = ["synthetic", "checkpoint"])]
     pub operations: bool,
+    /// Measure putting this LoRA on and off; a file that is not there is written first (noise of rank 64 for every layer)
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["operations", "write"])]
+    pub lora_switch: Option<PathBuf>,
     /// One JSON object a line
     #[arg(long)]
     pub json: bool,
@@ -86,7 +90,11 @@ pub fn run(args: &BenchArgs, common: &Common) -> Result<(), Stop> {
             height: args.height,
             steps: args.steps,
         };
-        measure(&model, &place, options, &mut report).map_err(Stop::failed)?;
+        match &args.lora_switch {
+            Some(lora) => measure_lora_switch(&model, lora, &place, &mut report),
+            None => measure(&model, &place, options, &mut report),
+        }
+        .map_err(Stop::failed)?;
     }
     print(&summary(args.json))
 }

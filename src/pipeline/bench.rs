@@ -6,6 +6,8 @@ use std::time::Instant;
 
 use candle_core::Tensor;
 
+use super::merged::MergedNetworks;
+use super::networks::NetworkFile;
 use super::{CheckpointSource, Error};
 use crate::models::{TextTower, Unet, Vae};
 use crate::nn::cpu::operations;
@@ -14,7 +16,7 @@ use crate::nn::{
     cross_attention, self_attention,
 };
 use crate::weights::detect::{self, prefix};
-use crate::weights::synthetic::SyntheticSdxl;
+use crate::weights::synthetic::{SyntheticSdxl, write_lora};
 use crate::weights::{SafetensorsFile, Source};
 
 /// Which weights are measured.
@@ -68,21 +70,86 @@ pub fn measure(
     }
 }
 
+/// Rank of the synthetic LoRA.
+const LORA_RANK: usize = 64;
+
+/// Times putting a LoRA on, changing its multiplier and taking it off. A file that is not there is written first: noise of rank
+/// 64 for every layer of UNet and CLIP-L.
+///
+/// # Errors
+/// When a file cannot be read or written, or a tensor does not fit.
+pub fn measure_lora_switch(
+    model: &BenchModel,
+    lora: &Path,
+    place: &Placement,
+    report: &mut dyn FnMut(Part),
+) -> Result<(), Error> {
+    let opened;
+    let synthetic = SyntheticSdxl::new();
+    let source: &dyn Source = match model {
+        BenchModel::Synthetic => &synthetic,
+        BenchModel::Checkpoint(source) => {
+            opened = source.open()?;
+            detect::require_sdxl(&opened)?;
+            &opened
+        }
+    };
+    if !lora.exists() {
+        write_lora(source, LORA_RANK, lora).map_err(|error| write_error(lora, error))?;
+    }
+    let (mut clip_l, mut big_g, mut unet) = timed("load", report, || {
+        Ok((
+            TextTower::clip_l(source, place)?,
+            TextTower::big_g(source, place)?,
+            Unet::new(source, place)?,
+        ))
+    })?;
+    crate::trim_memory();
+    let network = |multiplier| NetworkFile {
+        name: "bench".into(),
+        path: lora.into(),
+        te_multiplier: multiplier,
+        unet_multiplier: multiplier,
+        dyn_dim: None,
+        hash: String::new(),
+        modified: None,
+    };
+    let mut networks = MergedNetworks::default();
+    for (name, set) in [
+        ("LoRA on", vec![network(1.0)]),
+        ("another multiplier", vec![network(0.5)]),
+        ("LoRA off", Vec::new()),
+    ] {
+        timed(name, report, || {
+            let mut layers = clip_l.layers_mut();
+            layers.extend(big_g.layers_mut());
+            layers.extend(unet.layers_mut());
+            networks.switch(&set, source, layers)
+        })?;
+        if let Some(comment) = networks.comments().first() {
+            return Err(Error::Invalid(comment.clone()));
+        }
+    }
+    Ok(())
+}
+
 /// Writes the synthetic model as a single file (f16, 6.9 GB) and checks that it opens as an SDXL checkpoint.
 ///
 /// # Errors
 /// When the file cannot be written.
 pub fn write_synthetic(path: &Path) -> Result<(), Error> {
     let model = SyntheticSdxl::new();
-    model.write(path).map_err(|error| {
-        let source = std::io::Error::other(error);
-        crate::weights::Error::Write {
-            path: path.into(),
-            source,
-        }
-    })?;
+    model
+        .write(path)
+        .map_err(|error| write_error(path, error))?;
     detect::require_sdxl(&SafetensorsFile::open(path)?)?;
     Ok(())
+}
+
+fn write_error(path: &Path, error: safetensors::SafeTensorError) -> Error {
+    let source = std::io::Error::other(error);
+    let path = path.into();
+    crate::weights::Error::Write { path, source }.into()
 }
 
 fn measure_source(

@@ -11,6 +11,7 @@ use rayon::prelude::*;
 use safetensors::Dtype;
 use safetensors::tensor::View;
 
+use super::detect::prefix;
 use super::{Error, Source};
 
 /// Values generated from one state of the generator.
@@ -59,12 +60,57 @@ impl SyntheticSdxl {
     /// # Errors
     /// When the file cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), safetensors::SafeTensorError> {
-        let tensors = self
-            .shapes
-            .iter()
-            .map(|(key, shape)| (key, HalfView { key, shape }));
-        safetensors::serialize_to_file(tensors, None, path)
+        write_noise(&self.shapes, path)
     }
+}
+
+/// Writes noise (f16) in the given shapes to a file, tensor by tensor.
+fn write_noise(
+    shapes: &BTreeMap<String, Vec<usize>>,
+    path: &Path,
+) -> Result<(), safetensors::SafeTensorError> {
+    let tensors = shapes
+        .iter()
+        .map(|(key, shape)| (key, HalfView { key, shape }));
+    safetensors::serialize_to_file(tensors, None, path)
+}
+
+/// Writes a LoRA of seeded noise with kohya's names for every linear layer and convolution of a checkpoint's UNet and CLIP-L;
+/// its `alpha` is 1. Returns the number of modules.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn write_lora(
+    checkpoint: &dyn Source,
+    rank: usize,
+    path: &Path,
+) -> Result<usize, safetensors::SafeTensorError> {
+    let mut shapes = BTreeMap::new();
+    let mut modules = 0;
+    for key in checkpoint.keys() {
+        let roots = [
+            (prefix::UNET, "lora_unet_"),
+            (prefix::CLIP_L, "lora_te1_text_model_"),
+        ];
+        let module = roots.iter().find_map(|(root, kohya)| {
+            let name = key.strip_prefix(root)?.strip_suffix(".weight")?;
+            Some(format!("{kohya}{}", name.replace('.', "_")))
+        });
+        let shape = checkpoint.shape(key).unwrap_or_default();
+        let (Some(module), [outputs, rest @ ..]) = (module, shape) else {
+            continue;
+        };
+        if rest.is_empty() || key.contains("embedding") {
+            continue;
+        }
+        let down = std::iter::once(rank).chain(rest.iter().copied()).collect();
+        shapes.insert(format!("{module}.lora_down.weight"), down);
+        shapes.insert(format!("{module}.lora_up.weight"), vec![*outputs, rank]);
+        shapes.insert(format!("{module}.alpha"), Vec::new());
+        modules += 1;
+    }
+    write_noise(&shapes, path)?;
+    Ok(modules)
 }
 
 struct HalfView<'a> {
@@ -347,6 +393,7 @@ impl Shapes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::weights::lora::{LoraFile, Plan, Targets, Use};
     use crate::weights::{Kind, detect};
 
     #[test]
@@ -372,5 +419,26 @@ mod tests {
             "variance times fan-in: {}",
             variance * 36.0
         );
+    }
+
+    #[test]
+    fn a_synthetic_lora_fits_every_layer() {
+        let (model, folder) = (SyntheticSdxl::new(), tempfile::tempdir().unwrap());
+        let path = folder.path().join("lora.safetensors");
+        let modules = write_lora(&model, 1, &path).unwrap();
+        let file = LoraFile::open(&path).unwrap();
+        let used = Use {
+            file: &file,
+            te_multiplier: 1.0,
+            unet_multiplier: 1.0,
+            dyn_dim: None,
+        };
+        let plan = Plan::new(&Targets::new(&model), &[used]);
+        assert_eq!(
+            (plan.matched(), plan.keys().count()),
+            (&[modules][..], modules)
+        );
+        let key = "model.diffusion_model.input_blocks.3.0.op.weight";
+        assert!(plan.merge(&model, key).unwrap().failures.is_empty());
     }
 }
