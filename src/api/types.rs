@@ -111,10 +111,6 @@ const TAIL: &[Field] = &[
 /// The fields of both requests that act.
 #[derive(Debug, Clone, Deserialize)]
 #[expect(
-    clippy::struct_excessive_bools,
-    reason = "the shape of A1111's request"
-)]
-#[expect(
     missing_docs,
     reason = "the field names are A1111's and documented by its API"
 )]
