@@ -172,6 +172,17 @@ fn prompts_use_networks_and_say_so() {
         "of another width"
     );
 
+    let larger = json!({ "enable_hr": true, "hr_prompt": "a cat<lora:Half:1>" });
+    let answer = server.post(
+        "/sdapi/v1/txt2img",
+        &with(with(small(), json!({ "prompt": "a cat" })), larger),
+    );
+    let extra = &answer.info()["extra_generation_params"];
+    assert_eq!(
+        extra["Lora hashes"], "Half: a6ce1aacec14",
+        "of the second pass's own prompt"
+    );
+
     let off = with(
         small(),
         json!({ "prompt": "a cat<lora:Half:0.6>", "disable_extra_networks": true }),

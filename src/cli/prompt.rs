@@ -330,12 +330,12 @@ async fn local(
     let load_seconds = load_started.elapsed().as_secs_f64();
     let kind = start.kind();
     let mut request = args.request(choices, model.native_size);
-    engine.catalog().add_networks(&mut request);
     let size = (request.width as i64, request.height as i64);
     refuse(&start.check(Some(size), args.batch_size, args.steps, &config.limits))?;
     if let Some(remark) = start.apply(&mut request, &config.limits)? {
         tracing::warn!("{remark}");
     }
+    engine.catalog().add_networks(&mut request);
     let job = Job {
         id: resolve::task_id(kind),
         kind,
