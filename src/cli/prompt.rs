@@ -110,7 +110,7 @@ pub struct PromptArgs {
     /// auto, f32, bf16 or f16
     #[arg(long, value_name = "DTYPE")]
     pub dtype: Option<String>,
-    /// Where pictures go [default: outputs/txt2img-images/<date> in the data directory]
+    /// Where pictures go [default: outputs/txt2img-images/DATE in the data directory]
     #[arg(short, long, value_name = "FILE|DIR")]
     pub output: Option<PathBuf>,
     /// png, jpeg or webp [default: by the output file's extension, else png]
