@@ -125,7 +125,7 @@ pub struct PromptArgs {
     /// No progress bar, no log lines but errors
     #[arg(long)]
     pub quiet: bool,
-    /// Make the pictures on this server, http://[user:password@]host:port
+    /// Make the pictures on this server, `http://[user:password@]host:port`
     #[arg(long, value_name = "URL")]
     pub server: Option<String>,
     /// Pictures to start from.
