@@ -322,20 +322,60 @@ fn what_cannot_be_used_is_refused_in_one_line() {
         1,
         "output directory is not writable: `/proc/sdgen/`: No such file or directory",
     );
-    for option in [
-        "--init-image",
-        "--mask",
-        "--denoising-strength",
-        "--hr-scale",
-        "--hr-upscaler",
-        "--hr-steps",
-    ] {
-        refuse(
-            &["prompt", "x", option, "1"],
-            2,
-            &format!("`{option}` is not supported by this version of sdgen"),
-        );
-    }
+    refuse(
+        &["prompt", "x", "--mask", "file"],
+        2,
+        "`--mask` needs `--init-image`",
+    );
+    refuse(
+        &["prompt", "x", "--denoising-strength", "0.5"],
+        2,
+        "`--denoising-strength` needs `--init-image` or hires fix (`--hr-scale`)",
+    );
+    refuse(
+        &["prompt", "x", "--init-image", "none.png"],
+        1,
+        "cannot read `none.png`: No such file or directory (os error 2)",
+    );
+    refuse(
+        &["prompt", "x", "--init-image", "file"],
+        1,
+        "`file`: unknown picture format; use PNG, JPEG or WebP",
+    );
+    image::RgbImage::new(64, 64)
+        .save(dir.path().join("black.png"))
+        .unwrap();
+    let from = ["prompt", "x", "--init-image", "black.png"];
+    refuse(
+        &[&from[..], &["--hr-scale", "2"]].concat(),
+        2,
+        "hires fix starts from a prompt: leave `--init-image` or `--hr-…` out",
+    );
+    refuse(
+        &[&from[..], &["--denoising-strength", "1.5"]].concat(),
+        2,
+        "`--denoising-strength` must be between 0 and 1: `1.5`",
+    );
+    refuse(
+        &[&from[..], &["--init-image", "black.png"]].concat(),
+        2,
+        "2 init images for a batch of 1; give one, or as many as `--batch-size` says",
+    );
+    refuse(
+        &["prompt", "x", "--hr-upscaler", "4x"],
+        2,
+        "could not find upscaler named 4x; valid: `Latent`, ",
+    );
+    refuse(
+        &prompt(&["--hr-scale", "100"]),
+        2,
+        "`--hr-scale` of `100` makes a side of 6400 pixels; a side must be between 8 and 4096 pixels (setting `limits.max_side`)",
+    );
+    refuse(
+        &prompt(&["--hr-steps", "-1"]),
+        2,
+        "`--hr-steps` must be between 0 and 1000 (setting `limits.max_steps`): `-1`",
+    );
     refuse(
         &[
             "prompt",
@@ -592,6 +632,56 @@ fn a_server_can_do_the_work() {
             .starts_with("sdgen: checkpoint not found on the server: `nope`; known: `sdgen-demo ["),
         "{}",
         unknown.err
+    );
+}
+
+#[test]
+fn pictures_and_second_passes_are_the_same_here_and_on_a_server() {
+    let server = Server::start(&[]);
+    let dir = tempfile::tempdir().unwrap();
+    let gradient = |x: u32, y: u32| image::Rgb([(x * 2) as u8, (y * 2) as u8, 90]);
+    let mask = |x: u32, _| image::Luma([if x < 48 { 255 } else { 0u8 }]);
+    image::RgbImage::from_fn(96, 72, gradient)
+        .save(dir.path().join("init.png"))
+        .unwrap();
+    image::GrayImage::from_fn(96, 72, mask)
+        .save(dir.path().join("mask.png"))
+        .unwrap();
+    let inpaint = "--init-image init.png --mask mask.png --denoising-strength 0.6 --mask-blur 2 --inpainting-fill 1 \
+        --inpaint-full-res-padding 4";
+    let whole = "--init-image init.png --resize-mode 1 --mask mask.png --mask-blur-x 0 --mask-blur-y 1 --mask-round false \
+        --inpaint-full-res false --inpainting-mask-invert 1 --initial-noise-multiplier 1.1";
+    let hires = "--hr-scale 1.5 --hr-upscaler Lanczos --hr-steps 3 --hr-sampler-name Euler --denoising-strength 0.5 --hr-cfg 3";
+    let address = format!("http://127.0.0.1:{}", server.port);
+    for (options, size, key) in [
+        (inpaint, (96, 72), "Masked area padding: 4"),
+        (whole, (64, 64), "Mask mode: Inpaint not masked"),
+        (hires, (96, 96), "Hires upscale: 1.5"),
+    ] {
+        let options: Vec<&str> = options.split_whitespace().collect();
+        let make = |more: &[&str], name: &str| {
+            let all = [&options[..], &["--json", "-o", name], more].concat();
+            let said = run(&mut within(dir.path(), &prompt(&all)));
+            assert_eq!((said.code, said.err.as_str()), (Some(0), ""), "{key}");
+            let report: Value = serde_json::from_str(&said.out).unwrap();
+            let infotext = report["infotexts"][0].as_str().unwrap().to_string();
+            assert!(infotext.contains(key), "{infotext}");
+            let picture = image::open(dir.path().join(name)).unwrap().into_rgb8();
+            (picture, infotext)
+        };
+        let (here, text_here) = make(&["--cfg-scale", "5.0", "--save-latents", "l"], "here.png");
+        let (there, text_there) = make(&["--cfg-scale", "5.0", "--server", &address], "there.png");
+        assert_eq!(here.dimensions(), size, "{key}");
+        assert_eq!((here, text_here), (there, text_there));
+    }
+    let said = run(&mut within(
+        dir.path(),
+        &prompt(&["--init-image", "init.png"]),
+    ));
+    assert_eq!((said.code, said.err.as_str()), (Some(0), ""));
+    assert_eq!(
+        files_below(&dir.path().join("data/outputs/img2img-images")).len(),
+        1
     );
 }
 

@@ -29,28 +29,15 @@ pub async fn schedulers() -> Json<Value> {
 /// `GET /sdapi/v1/upscalers`: the three that need no model, `None` first.
 pub async fn upscalers() -> Json<Value> {
     let row = |name: &str| json!({ "name": name, "model_name": null, "model_path": null, "model_url": null, "scale": 4 });
-    Json(
-        ["None", "Lanczos", "Nearest"]
-            .into_iter()
-            .map(row)
-            .collect(),
-    )
+    Json(vocabulary::PICTURE_UPSCALERS.into_iter().map(row).collect())
 }
 
 /// `GET /sdapi/v1/latent-upscale-modes`.
 pub async fn latent_upscale_modes() -> Json<Value> {
-    const MODES: [&str; 6] = [
-        "Latent",
-        "Latent (antialiased)",
-        "Latent (bicubic)",
-        "Latent (bicubic antialiased)",
-        "Latent (nearest)",
-        "Latent (nearest-exact)",
-    ];
     Json(
-        MODES
-            .into_iter()
-            .map(|name| json!({ "name": name }))
+        vocabulary::LATENT_UPSCALERS
+            .iter()
+            .map(|mode| json!({ "name": mode.label() }))
             .collect(),
     )
 }

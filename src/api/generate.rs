@@ -1,4 +1,4 @@
-//! `POST /sdapi/v1/txt2img`, and the honest answer of `img2img`.
+//! `POST /sdapi/v1/txt2img` and `img2img`.
 //!
 //! The request blocks until its pictures are made, as in A1111. A client that leaves while queued takes its job with it; once
 //! the job runs it goes on without the client, and its files are still written.
@@ -6,27 +6,48 @@
 use std::sync::Arc;
 
 use axum::Json;
+use axum::body::Bytes;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::body::Body;
 use super::error::ApiError;
+use super::fields::Field;
 use super::middleware::Incompressible;
 use super::resolve::{self, Prepared};
-use super::types::TXT2IMG;
-use super::{App, blocking, fields, outputs};
+use super::{App, blocking, fields, outputs, types};
 use crate::engine::{self, JobHandle};
 
-/// Makes pictures.
+/// Makes pictures from a prompt.
 ///
 /// # Errors
 /// Whatever the request or the job fails with.
 pub async fn txt2img(State(app): State<Arc<App>>, Body(body): Body) -> Result<Response, ApiError> {
-    let wire = fields::read(&body, TXT2IMG)?;
-    drop(body);
+    run(app, body, types::txt2img, resolve::txt2img).await
+}
+
+/// Makes pictures from pictures.
+///
+/// # Errors
+/// Whatever the request or the job fails with.
+pub async fn img2img(State(app): State<Arc<App>>, Body(body): Body) -> Result<Response, ApiError> {
+    run(app, body, types::img2img, resolve::img2img).await
+}
+
+async fn run(
+    app: Arc<App>,
+    body: Bytes,
+    table: fn() -> Vec<Field>,
+    prepare: fn(&App, Map<String, Value>) -> Result<Prepared, ApiError>,
+) -> Result<Response, ApiError> {
     let for_check = app.clone();
-    let prepared = blocking(move || resolve::prepare(&for_check, wire)).await?;
+    let prepared = blocking(move || {
+        let wire = fields::read(&body, &table())?;
+        drop(body);
+        prepare(&for_check, wire)
+    })
+    .await?;
     let mut handle = app.engine.submit(prepared.job.clone()).await?;
     handle.started().await;
     let task = app.tasks.spawn(finish(app.clone(), handle, prepared));
@@ -36,14 +57,6 @@ pub async fn txt2img(State(app): State<Arc<App>>, Body(body): Body) -> Result<Re
     let mut response = Json(answer).into_response();
     response.extensions_mut().insert(Incompressible);
     Ok(response)
-}
-
-/// Not yet.
-///
-/// # Errors
-/// Always.
-pub async fn img2img() -> Result<Response, ApiError> {
-    Err(ApiError::not_supported("img2img"))
 }
 
 async fn finish(
@@ -56,5 +69,5 @@ async fn finish(
     if nothing_made && app.shutdown.is_cancelled() {
         return Err(engine::Error::ShuttingDown.into());
     }
-    blocking(move || outputs::answer(&prepared, &outcome, &app.config.data_dir)).await
+    blocking(move || outputs::answer(&prepared, outcome, &app.config.data_dir)).await
 }

@@ -17,14 +17,20 @@ use crate::config::VERSION_TEXT;
 use crate::engine::Outcome;
 use crate::imaging::infotext::python_float;
 use crate::imaging::naming::{NameContext, apply_pattern};
-use crate::imaging::{self, EncodeOptions, Encoded, Format, GridShape, SaveRequest};
+use crate::imaging::{self, EncodeOptions, Encoded, Format, GridShape, Pixels, SaveRequest};
 use crate::pipeline::GeneratedImage;
 
 /// Encodes, saves and describes the pictures of a job: the whole body of the answer.
 ///
 /// # Errors
 /// A picture cannot be encoded or a file cannot be written.
-pub fn answer(prepared: &Prepared, outcome: &Outcome, data_dir: &Path) -> Result<Value, ApiError> {
+pub fn answer(
+    prepared: &Prepared,
+    mut outcome: Outcome,
+    data_dir: &Path,
+) -> Result<Value, ApiError> {
+    let masks = mask_files(prepared, &mut outcome)?;
+    let outcome = &outcome;
     let options = &prepared.options;
     let images = &outcome.generated.images;
     let mut files = Vec::with_capacity(images.len() + 1);
@@ -44,10 +50,14 @@ pub fn answer(prepared: &Prepared, outcome: &Outcome, data_dir: &Path) -> Result
     if has_grid {
         let grid = grid_file(prepared, outcome)?;
         if options.flag("grid_save") {
-            save_grid(options, &grid, data_dir)?;
+            save_grid(prepared, &grid, data_dir)?;
         }
         infotexts.insert(0, infotexts[0]);
         files.insert(0, grid);
+    }
+    for (index, file) in masks {
+        infotexts.push(&images[index].infotext);
+        files.push(file);
     }
     let info = info(prepared, outcome, &infotexts, usize::from(has_grid));
     let send = prepared.request.send_images;
@@ -59,10 +69,37 @@ pub fn answer(prepared: &Prepared, outcome: &Outcome, data_dir: &Path) -> Result
     Ok(json!({ "images": images, "parameters": prepared.wire, "info": info.to_string() }))
 }
 
-fn encode(
+/// The masks and painted parts of all results, each with its result's number; the results themselves are completed.
+fn mask_files(
+    prepared: &Prepared,
+    outcome: &mut Outcome,
+) -> Result<Vec<(usize, Encoded)>, ApiError> {
+    let job = &prepared.job.request;
+    let (Some(wanted), Some(init)) = (prepared.masks, &job.init_image) else {
+        return Ok(Vec::new());
+    };
+    let mut files = Vec::new();
+    for (index, image) in outcome.generated.images.iter_mut().enumerate() {
+        let masked = wanted
+            .complete(init, index % job.batch_size, &image.image)
+            .map_err(|error| ApiError::failure("ValueError", with_causes(&error)))?;
+        let Some(masked) = masked else { continue };
+        image.image = masked.result;
+        let (options, format, text) = (&prepared.options, prepared.format, &image.infotext);
+        if let Some(mask) = &masked.mask {
+            files.push((index, encode(options, format, mask, text)?));
+        }
+        if let Some(composite) = &masked.composite {
+            files.push((index, encode(options, format, composite, text)?));
+        }
+    }
+    Ok(files)
+}
+
+fn encode<'a>(
     options: &Options,
     format: Format,
-    image: &RgbImage,
+    image: impl Into<Pixels<'a>>,
     infotext: &str,
 ) -> Result<Encoded, ApiError> {
     let how = EncodeOptions {
@@ -139,9 +176,15 @@ fn save_all(
         .enumerate()
     {
         let cfg_scale = python_float(prepared.request.cfg_scale);
-        let context = name_context(prepared, outcome, image, index, &cfg_scale);
+        let job = &prepared.job.request;
+        let denoises = job.init_image.is_some() || job.hires.is_some();
+        let denoising = denoises.then(|| python_float(prepared.request.denoising_strength));
+        let context = NameContext {
+            denoising: denoising.as_deref(),
+            ..name_context(prepared, outcome, image, index, &cfg_scale)
+        };
         save_file(&SaveRequest {
-            root: &data_dir.join(options.text("outdir_txt2img_samples")),
+            root: &data_dir.join(options.text(&format!("outdir_{}_samples", prepared.job.kind))),
             subdirectory: &directory(options, by_date, &context),
             basename: "",
             stem: &apply_pattern(pattern, &context),
@@ -154,13 +197,14 @@ fn save_all(
     Ok(())
 }
 
-fn save_grid(options: &Options, grid: &Encoded, data_dir: &Path) -> Result<(), ApiError> {
+fn save_grid(prepared: &Prepared, grid: &Encoded, data_dir: &Path) -> Result<(), ApiError> {
+    let options = &prepared.options;
     let context = NameContext {
         time: chrono::Local::now().fixed_offset(),
         ..NameContext::default()
     };
     save_file(&SaveRequest {
-        root: &data_dir.join(options.text("outdir_txt2img_grids")),
+        root: &data_dir.join(options.text(&format!("outdir_{}_grids", prepared.job.kind))),
         subdirectory: &directory(options, options.flag("grid_save_to_dirs"), &context),
         basename: "grid",
         stem: "",

@@ -2,20 +2,25 @@
 //!
 //! Everything that can be refused is refused here, before a place in the queue is taken.
 
+use axum::http::StatusCode;
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::App;
-use super::error::{ApiError, Problem};
+use super::error::{ApiError, Problem, with_causes};
+use super::masks::MaskOutputs;
 use super::options::{self, Options};
-use super::types::Txt2Img;
-use super::{styles, vocabulary};
-use crate::config::VERSION_TEXT;
+use super::pictures::{self, Reader, Sources};
+use super::types::{Generation, HiresFields, ImageFields, SILENT};
+use super::{hires, styles, vocabulary};
+use crate::config::{Limits, VERSION_TEXT};
 use crate::engine::checkpoint::{Selection, VaeChoice};
-use crate::engine::limits::{Numbers, check, resolve_seed};
+use crate::engine::limits::{self, Numbers, Violation, check, resolve_seed};
 use crate::engine::{self, Job};
-use crate::imaging::Format;
+use crate::imaging::{self, Format};
 use crate::pipeline::GenerateRequest;
 use crate::pipeline::request::InfotextOptions;
+use crate::prompt::styles::Style;
 
 /// Bytes of a client's task id; it is kept and listed while the job waits.
 const LONGEST_TASK_ID: usize = 256;
@@ -26,11 +31,13 @@ pub struct Prepared {
     /// The complete request model, for the response's `parameters`.
     pub wire: Map<String, Value>,
     /// The part that acts.
-    pub request: Txt2Img,
+    pub request: Generation,
     /// Options in force for this request.
     pub options: Options,
     /// Format of the answer and of files.
     pub format: Format,
+    /// What is returned besides the pictures.
+    pub masks: Option<MaskOutputs>,
     /// For the engine.
     pub job: Job,
 }
@@ -39,10 +46,152 @@ pub struct Prepared {
 ///
 /// # Errors
 /// 422 for fields and limits, 400 for unknown names, 404 for unknown checkpoints, 501 for what is not supported.
-pub fn prepare(app: &App, wire: Map<String, Value>) -> Result<Prepared, ApiError> {
-    let request: Txt2Img = serde_json::from_value(Value::Object(wire.clone()))
-        .map_err(|error| ApiError::failure("ValueError", error.to_string()))?;
+pub fn txt2img(app: &App, mut wire: Map<String, Value>) -> Result<Prepared, ApiError> {
+    let mut request: Generation = part(&wire)?;
+    let mut fields: HiresFields = part(&wire)?;
+    for (name, ..) in SILENT {
+        wire.remove(*name);
+    }
+    hires::apply_first_phase(&mut request, &mut fields);
     check_numbers(app, &request)?;
+    if fields.enable_hr {
+        let size = (request.width, request.height);
+        let numbers = hires::numbers(&fields, size, request.batch_size, request.steps);
+        refuse(limits::check_hires(&numbers, &app.config.limits))?;
+        if hires::wants_checkpoint(&fields) {
+            return Err(ApiError::not_supported(
+                "another checkpoint for the hires pass (`hr_checkpoint_name`)",
+            ));
+        }
+    }
+    let (options, mut generate) = resolve(app, &request)?;
+    if fields.enable_hr {
+        let mut second = hires::build(&fields).map_err(ApiError::bad_request)?;
+        let style = |text: &mut String, pick: fn(&Style) -> &str| {
+            if !text.is_empty() {
+                *text = styled(app, &request, text, pick);
+            }
+        };
+        style(&mut second.prompt, |style| &style.prompt);
+        style(&mut second.negative_prompt, |style| &style.negative_prompt);
+        generate.hires = Some(second);
+    }
+    finish(app, "txt2img", wire, request, options, generate)
+}
+
+/// Checks an img2img request and resolves it, pictures decoded. Blocks as [`txt2img`] does.
+///
+/// # Errors
+/// Those of [`txt2img`]; 404 without a picture, 400 for one that cannot be used.
+pub fn img2img(app: &App, mut wire: Map<String, Value>) -> Result<Prepared, ApiError> {
+    let mut request: Generation = part(&wire)?;
+    let fields: ImageFields = part(&wire)?;
+    let pictures = Encoded::take(&mut wire)?;
+    check_numbers(app, &request)?;
+    let (options, mut generate) = resolve(app, &request)?;
+    refuse(limits::check_image(&pictures::numbers(
+        &fields,
+        &options,
+        request.steps,
+    )))?;
+    let most = request.batch_size as usize;
+    match pictures.images.len() {
+        0 => {
+            return Err(ApiError::Http(
+                StatusCode::NOT_FOUND,
+                "Init image not found".into(),
+            ));
+        }
+        1 => {}
+        several if several > most => {
+            return Err(ApiError::bad_request(format!(
+                "bad number of images passed: {several}; expecting {most} or less"
+            )));
+        }
+        several => {
+            request.batch_size = several as i64;
+            generate.batch_size = several;
+        }
+    }
+    let limits = &app.config.limits;
+    let sources = pictures.decode(&fields, &options, limits)?;
+    let size = (generate.width as u32, generate.height as u32);
+    let shape = (size, generate.batch_size);
+    let (mut init, remark) = pictures::build(&fields, sources, shape, &options, limits)
+        .map_err(|error| ApiError::bad_request(error.to_string()))?;
+    if let Some(remark) = remark {
+        tracing::info!("{remark}");
+    }
+    let masks = MaskOutputs::claim(&mut init, &options);
+    generate.init_image = Some(init);
+    let prepared = finish(app, "img2img", wire, request, options, generate)?;
+    Ok(Prepared { masks, ..prepared })
+}
+
+/// The pictures of an img2img request as they were sent.
+struct Encoded {
+    images: Vec<String>,
+    mask: Option<String>,
+}
+
+impl Encoded {
+    /// Takes the pictures out of the model, unless the answer is to repeat them.
+    fn take(wire: &mut Map<String, Value>) -> Result<Self, ApiError> {
+        let keep = wire.get("include_init_images") == Some(&Value::Bool(true));
+        let mut pick = |name: &str| match wire.get_mut(name) {
+            Some(value) if keep => value.clone(),
+            Some(value) => value.take(),
+            None => Value::Null,
+        };
+        let images: Option<Vec<String>> = part(pick("init_images"))?;
+        let mask: Option<String> = part(pick("mask"))?;
+        Ok(Self {
+            images: images.unwrap_or_default(),
+            mask: mask.filter(|mask| !mask.is_empty()),
+        })
+    }
+
+    fn decode(
+        self,
+        fields: &ImageFields,
+        options: &Options,
+        limits: &Limits,
+    ) -> Result<Sources, ApiError> {
+        let invalid = |error: &dyn std::error::Error| {
+            ApiError::bad_request(format!("Invalid encoded image: {}", with_causes(error)))
+        };
+        let file = |text: &str| {
+            let start: String = text.trim_start().chars().take(8).collect();
+            let start = start.to_ascii_lowercase();
+            if start.starts_with("http://") || start.starts_with("https://") {
+                return Err(ApiError::bad_request("Requests not allowed"));
+            }
+            imaging::decode_base64(text).map_err(|error| invalid(&error))
+        };
+        let mut reader = Reader::new(fields, options, limits)
+            .map_err(|error| ApiError::bad_request(error.to_string()))?;
+        let mut pictures = Vec::with_capacity(self.images.len());
+        for text in &self.images {
+            let picture = reader.picture(&file(text)?);
+            pictures.push(picture.map_err(|error| invalid(&error))?);
+        }
+        let mask = match &self.mask {
+            Some(text) => Some(reader.mask(&file(text)?).map_err(|error| invalid(&error))?),
+            None => None,
+        };
+        Ok(Sources { pictures, mask })
+    }
+}
+
+/// A part of a request model.
+fn part<'a, T: Deserialize<'a>>(
+    model: impl serde::Deserializer<'a, Error = serde_json::Error>,
+) -> Result<T, ApiError> {
+    T::deserialize(model).map_err(|error| ApiError::failure("ValueError", error.to_string()))
+}
+
+/// What both requests have in common: checks, options, and a job without pictures or second pass.
+fn resolve(app: &App, request: &Generation) -> Result<(Options, GenerateRequest), ApiError> {
     if request
         .force_task_id
         .as_ref()
@@ -51,15 +200,29 @@ pub fn prepare(app: &App, wire: Map<String, Value>) -> Result<Prepared, ApiError
         let message = format!("has more than {LONGEST_TASK_ID} bytes");
         return Err(vec![Problem::limit("force_task_id", message)].into());
     }
-    refuse_unsupported(&request)?;
-    refuse_scripts(&request)?;
-    let options = options_in_force(app, &request)?;
+    refuse_unsupported(request)?;
+    refuse_scripts(request)?;
+    let options = options_in_force(app, request)?;
+    let prompt = styled(app, request, &request.prompt, |style| &style.prompt);
+    let negative_prompt = styled(app, request, &request.negative_prompt, |style| {
+        &style.negative_prompt
+    });
+    let generate = build_request(request, prompt, negative_prompt, &options)?;
+    Ok((options, generate))
+}
+
+fn finish(
+    app: &App,
+    kind: &'static str,
+    wire: Map<String, Value>,
+    request: Generation,
+    options: Options,
+    mut generate: GenerateRequest,
+) -> Result<Prepared, ApiError> {
     let format: Format = options
         .text("samples_format")
         .parse()
-        .map_err(|error: crate::imaging::Error| ApiError::bad_request(error.to_string()))?;
-    let (prompt, negative_prompt) = styled(app, &request);
-    let mut generate = build_request(&request, prompt, negative_prompt, &options)?;
+        .map_err(|error: imaging::Error| ApiError::bad_request(error.to_string()))?;
     app.engine.catalog().add_networks(&mut generate);
     if request.disable_extra_networks {
         generate.loras = None;
@@ -76,10 +239,10 @@ pub fn prepare(app: &App, wire: Map<String, Value>) -> Result<Prepared, ApiError
         .force_task_id
         .clone()
         .filter(|id| !id.is_empty())
-        .unwrap_or_else(|| task_id("txt2img"));
+        .unwrap_or_else(|| task_id(kind));
     let job = Job {
         id,
-        kind: "txt2img",
+        kind,
         model,
         request: generate,
         preview_every,
@@ -89,6 +252,7 @@ pub fn prepare(app: &App, wire: Map<String, Value>) -> Result<Prepared, ApiError
         request,
         options,
         format,
+        masks: None,
         job,
     })
 }
@@ -127,7 +291,7 @@ pub fn task_id(kind: &str) -> String {
     format!("task({kind}-{random})")
 }
 
-fn check_numbers(app: &App, request: &Txt2Img) -> Result<(), ApiError> {
+fn check_numbers(app: &App, request: &Generation) -> Result<(), ApiError> {
     let numbers = Numbers {
         width: request.width,
         height: request.height,
@@ -141,7 +305,10 @@ fn check_numbers(app: &App, request: &Txt2Img) -> Result<(), ApiError> {
         prompt: &request.prompt,
         negative_prompt: &request.negative_prompt,
     };
-    let found = check(&numbers, &app.config.limits);
+    refuse(check(&numbers, &app.config.limits))
+}
+
+fn refuse(found: Vec<Violation>) -> Result<(), ApiError> {
     let problems: Vec<Problem> = found
         .into_iter()
         .map(|v| Problem::limit(v.field, v.message))
@@ -153,14 +320,11 @@ fn check_numbers(app: &App, request: &Txt2Img) -> Result<(), ApiError> {
     }
 }
 
-fn refuse_unsupported(request: &Txt2Img) -> Result<(), ApiError> {
+fn refuse_unsupported(request: &Generation) -> Result<(), ApiError> {
     let set = |text: &Option<String>| {
         text.as_deref()
             .is_some_and(|text| !matches!(text, "" | "None"))
     };
-    if request.enable_hr || request.firstphase_width != 0 || request.firstphase_height != 0 {
-        return Err(ApiError::not_supported("hires fix (`enable_hr`)"));
-    }
     if set(&request.refiner_checkpoint) {
         return Err(ApiError::not_supported(
             "the refiner (`refiner_checkpoint`)",
@@ -173,10 +337,10 @@ fn refuse_unsupported(request: &Txt2Img) -> Result<(), ApiError> {
 }
 
 /// A1111 answers 422 to unknown scripts. Entries whose every argument is off are harmless, and clients send them.
-fn refuse_scripts(request: &Txt2Img) -> Result<(), ApiError> {
+fn refuse_scripts(request: &Generation) -> Result<(), ApiError> {
     let unknown = |name: &str| {
         ApiError::Http(
-            axum::http::StatusCode::UNPROCESSABLE_ENTITY,
+            StatusCode::UNPROCESSABLE_ENTITY,
             format!("Script '{name}' not found"),
         )
     };
@@ -215,7 +379,7 @@ fn is_falsy(value: &Value) -> bool {
 }
 
 /// The stored options with the request's overrides; the overrides stay in memory if the request says so.
-fn options_in_force(app: &App, request: &Txt2Img) -> Result<Options, ApiError> {
+fn options_in_force(app: &App, request: &Generation) -> Result<Options, ApiError> {
     let mut in_force = app.options.snapshot();
     let Some(sent) = request.override_settings.clone() else {
         return Ok(in_force);
@@ -248,31 +412,24 @@ fn options_in_force(app: &App, request: &Txt2Img) -> Result<Options, ApiError> {
     Ok(in_force)
 }
 
-/// Prompts with the request's styles; unknown names are ignored, as in A1111.
-fn styled(app: &App, request: &Txt2Img) -> (String, String) {
+/// A prompt with the request's styles; unknown names are ignored, as in A1111.
+fn styled(app: &App, request: &Generation, prompt: &str, pick: fn(&Style) -> &str) -> String {
     let wanted = request.styles.as_deref().unwrap_or_default();
     let known = if wanted.is_empty() {
         Vec::new()
     } else {
         styles::load(&app.config)
     };
-    let chosen: Vec<_> = wanted
+    let chosen: Vec<&str> = wanted
         .iter()
         .filter_map(|name| known.iter().find(|style| style.name == *name))
+        .map(pick)
         .collect();
-    let texts = |pick: fn(&crate::prompt::styles::Style) -> &str| {
-        chosen.iter().map(|style| pick(style)).collect::<Vec<_>>()
-    };
-    let prompt = crate::prompt::apply_styles(&request.prompt, &texts(|style| &style.prompt));
-    let negative_prompt = crate::prompt::apply_styles(
-        &request.negative_prompt,
-        &texts(|style| &style.negative_prompt),
-    );
-    (prompt, negative_prompt)
+    crate::prompt::apply_styles(prompt, &chosen)
 }
 
 fn build_request(
-    request: &Txt2Img,
+    request: &Generation,
     prompt: String,
     negative_prompt: String,
     options: &Options,

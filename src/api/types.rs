@@ -1,16 +1,30 @@
 //! The wire types, with A1111's names and defaults.
 //!
-//! [`TXT2IMG`] is the whole request model in A1111's order: what `parameters` of a response echoes. [`Txt2Img`] is the part of
-//! it that acts.
+//! [`txt2img`] and [`img2img`] are the whole request models in A1111's order: what `parameters` of a response echoes. The parts of
+//! them that act are [`Generation`], which both have, [`HiresFields`] and [`ImageFields`].
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::fields::{Default, Field, Kind};
 
-/// Every field of `POST /sdapi/v1/txt2img`.
+/// Every field of `POST /sdapi/v1/txt2img`, and after them those that are read and not echoed ([`SILENT`]).
+#[must_use]
+pub fn txt2img() -> Vec<Field> {
+    [COMMON, HIRES, TAIL, SILENT].concat()
+}
+
+/// Every field of `POST /sdapi/v1/img2img`.
+#[must_use]
+pub fn img2img() -> Vec<Field> {
+    [COMMON, IMAGE, TAIL].concat()
+}
+
+/// Fields of later servers that clients send. They act, but A1111's model and so `parameters` has none of them.
+pub const SILENT: &[Field] = &[("hr_cfg", Kind::Float, Default::Null)];
+
 #[rustfmt::skip]
-pub const TXT2IMG: &[Field] = &[
+const COMMON: &[Field] = &[
     ("prompt", Kind::Text, Default::Text("")),
     ("negative_prompt", Kind::Text, Default::Text("")),
     ("styles", Kind::Texts, Default::Null),
@@ -45,6 +59,10 @@ pub const TXT2IMG: &[Field] = &[
     ("disable_extra_networks", Kind::Bool, Default::Bool(false)),
     ("firstpass_image", Kind::Text, Default::Null),
     ("comments", Kind::Any, Default::Null),
+];
+
+#[rustfmt::skip]
+const HIRES: &[Field] = &[
     ("enable_hr", Kind::Bool, Default::Bool(false)),
     ("firstphase_width", Kind::Int, Default::Int(0)),
     ("firstphase_height", Kind::Int, Default::Int(0)),
@@ -58,6 +76,28 @@ pub const TXT2IMG: &[Field] = &[
     ("hr_scheduler", Kind::Text, Default::Null),
     ("hr_prompt", Kind::Text, Default::Text("")),
     ("hr_negative_prompt", Kind::Text, Default::Text("")),
+];
+
+#[rustfmt::skip]
+const IMAGE: &[Field] = &[
+    ("init_images", Kind::Texts, Default::Null),
+    ("resize_mode", Kind::Int, Default::Int(0)),
+    ("image_cfg_scale", Kind::Float, Default::Null),
+    ("mask", Kind::Text, Default::Null),
+    ("mask_blur_x", Kind::Int, Default::Int(4)),
+    ("mask_blur_y", Kind::Int, Default::Int(4)),
+    ("mask_blur", Kind::Int, Default::Null),
+    ("mask_round", Kind::Bool, Default::Bool(true)),
+    ("inpainting_fill", Kind::Int, Default::Int(0)),
+    ("inpaint_full_res", Kind::Bool, Default::Bool(true)),
+    ("inpaint_full_res_padding", Kind::Int, Default::Int(0)),
+    ("inpainting_mask_invert", Kind::Int, Default::Int(0)),
+    ("initial_noise_multiplier", Kind::Float, Default::Null),
+    ("latent_mask", Kind::Text, Default::Null),
+    ("include_init_images", Kind::Bool, Default::Bool(false)),
+];
+
+const TAIL: &[Field] = &[
     ("force_task_id", Kind::Text, Default::Null),
     ("sampler_index", Kind::Text, Default::Text("Euler")),
     ("script_name", Kind::Text, Default::Null),
@@ -68,17 +108,14 @@ pub const TXT2IMG: &[Field] = &[
     ("infotext", Kind::Text, Default::Null),
 ];
 
-/// The fields of [`TXT2IMG`] that act.
+/// The fields of both requests that act.
 #[derive(Debug, Clone, Deserialize)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "the shape of A1111's request"
-)]
 #[expect(
     missing_docs,
     reason = "the field names are A1111's and documented by its API"
 )]
-pub struct Txt2Img {
+#[allow(clippy::struct_excessive_bools, reason = "the wire's own fields")]
+pub struct Generation {
     pub prompt: String,
     pub negative_prompt: String,
     pub styles: Option<Vec<String>>,
@@ -108,9 +145,6 @@ pub struct Txt2Img {
     pub override_settings: Option<Map<String, Value>>,
     pub override_settings_restore_afterwards: bool,
     pub refiner_checkpoint: Option<String>,
-    pub enable_hr: bool,
-    pub firstphase_width: i64,
-    pub firstphase_height: i64,
     pub force_task_id: Option<String>,
     pub script_name: Option<String>,
     pub alwayson_scripts: Map<String, Value>,
@@ -118,6 +152,50 @@ pub struct Txt2Img {
     pub send_images: bool,
     pub save_images: bool,
     pub infotext: Option<String>,
+}
+
+/// The fields of txt2img's second pass. The command line fills them as well.
+#[derive(Debug, Clone, Deserialize)]
+#[expect(
+    missing_docs,
+    reason = "the field names are A1111's and documented by its API"
+)]
+pub struct HiresFields {
+    pub enable_hr: bool,
+    pub denoising_strength: f64,
+    pub firstphase_width: i64,
+    pub firstphase_height: i64,
+    pub hr_scale: f64,
+    pub hr_upscaler: Option<String>,
+    pub hr_second_pass_steps: i64,
+    pub hr_resize_x: i64,
+    pub hr_resize_y: i64,
+    pub hr_checkpoint_name: Option<String>,
+    pub hr_sampler_name: Option<String>,
+    pub hr_scheduler: Option<String>,
+    pub hr_prompt: String,
+    pub hr_negative_prompt: String,
+    pub hr_cfg: Option<f64>,
+}
+
+/// The fields of img2img, its pictures aside. The command line fills them as well.
+#[derive(Debug, Clone, Deserialize)]
+#[expect(
+    missing_docs,
+    reason = "the field names are A1111's and documented by its API"
+)]
+pub struct ImageFields {
+    pub denoising_strength: f64,
+    pub resize_mode: i64,
+    pub mask_blur_x: i64,
+    pub mask_blur_y: i64,
+    pub mask_blur: Option<i64>,
+    pub mask_round: bool,
+    pub inpainting_fill: i64,
+    pub inpaint_full_res: bool,
+    pub inpaint_full_res_padding: i64,
+    pub inpainting_mask_invert: i64,
+    pub initial_noise_multiplier: Option<f64>,
 }
 
 /// Every field of `POST /internal/progress`.

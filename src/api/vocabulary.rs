@@ -6,8 +6,9 @@
 use serde_json::{Value, json};
 
 use super::options::Options;
-use super::types::Txt2Img;
+use super::types::Generation;
 use crate::imaging::infotext::{Completion, parse};
+use crate::pipeline::{HiresUpscaler, LatentMode};
 use crate::prompt::{Emphasis, parse_attention};
 use crate::rng::NoiseSource;
 use crate::sampling::{Sampler, SamplerOptions, Scheduler, UniPcSkip, UniPcVariant};
@@ -29,6 +30,35 @@ pub fn find_scheduler(name: &str) -> Result<Scheduler, String> {
     Scheduler::find(name.trim())
         .ok_or_else(|| unknown("scheduler", name, Scheduler::all().map(Scheduler::label)))
 }
+
+/// Finds hires fix's upscaler in any letter case; nothing and "" mean `Latent`.
+///
+/// # Errors
+/// A1111's sentence, with every valid name.
+pub fn find_hires_upscaler(name: Option<&str>) -> Result<HiresUpscaler, String> {
+    let Some(name) = name.filter(|name| !name.is_empty()) else {
+        return Ok(HiresUpscaler::Latent(LatentMode::Bilinear));
+    };
+    HiresUpscaler::find(name.trim()).ok_or_else(|| {
+        let shown: String = name.chars().take(100).collect();
+        let valid: Vec<String> = LATENT_UPSCALERS
+            .iter()
+            .map(|mode| mode.label())
+            .chain(PICTURE_UPSCALERS)
+            .map(|name| format!("`{name}`"))
+            .collect();
+        format!(
+            "could not find upscaler named {shown}; valid: {}",
+            valid.join(", ")
+        )
+    })
+}
+
+/// Hires fix's modes in latent space, in A1111's order.
+pub const LATENT_UPSCALERS: &[LatentMode] = &LatentMode::ALL;
+
+/// The upscalers of pictures, in A1111's order.
+pub const PICTURE_UPSCALERS: [&str; 3] = ["None", "Lanczos", "Nearest"];
 
 /// The option `randn_source`.
 ///
@@ -97,7 +127,7 @@ pub fn schedulers_json() -> Value {
 
 /// The solver's numbers from request and options. A churn setting that differs from its default beats the request, as in A1111.
 #[must_use]
-pub fn sampler_options(request: &Txt2Img, options: &Options) -> SamplerOptions {
+pub fn sampler_options(request: &Generation, options: &Options) -> SamplerOptions {
     let number = |key: &str| options.float(key) as f32;
     let defaults = SamplerOptions::default();
     let churn = |key: &str, sent: Option<f64>, default: f32| {

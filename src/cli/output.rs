@@ -30,20 +30,16 @@ pub struct Output {
 }
 
 impl Output {
-    /// Decides from `-o` and `--format`; without `-o` it is A1111's place under the data directory.
+    /// Decides from `-o` and `--format`; without `-o` it is a directory of the day below `place`.
     ///
     /// # Errors
     /// Exit 2 if path and format contradict each other or the format is unknown.
-    pub fn choose(
-        path: Option<&Path>,
-        format: Option<&str>,
-        data_dir: &Path,
-    ) -> Result<Self, Stop> {
+    pub fn choose(path: Option<&Path>, format: Option<&str>, place: &Path) -> Result<Self, Stop> {
         let typed = format;
         let format: Option<Format> = format.map(str::parse).transpose().map_err(Stop::usage)?;
         let Some(path) = path else {
             let date = chrono::Local::now().format("%Y-%m-%d").to_string();
-            let directory = data_dir.join("outputs/txt2img-images").join(date);
+            let directory = place.join(date);
             return Ok(Self {
                 destination: Destination::Directory(directory),
                 format: format.unwrap_or_default(),
@@ -187,18 +183,22 @@ fn is_other_picture(extension: &str) -> bool {
     .any(|other| extension.eq_ignore_ascii_case(other))
 }
 
-/// Writes the latents of all pictures as one tensor `latents`, f32 `[batch, 4, height/8, width/8]`.
+/// Writes the latents of all pictures as one tensor `latents`, f32 `[batch, 4, height/8, width/8]`; `size` is width and height in
+/// pixels.
 ///
 /// # Errors
 /// Exit 1 if there are none or the file cannot be written.
-pub fn write_latents(path: &Path, images: &[GeneratedImage]) -> Result<(), Stop> {
-    let Some(first) = images.first() else {
+pub fn write_latents(
+    path: &Path,
+    images: &[GeneratedImage],
+    (width, height): (u32, u32),
+) -> Result<(), Stop> {
+    if images.is_empty() {
         return Err(Stop::failed(anyhow!(
             "no latents to write to `{}`: no picture was finished",
             path.display()
         )));
-    };
-    let (width, height) = first.image.dimensions();
+    }
     let mut bytes = Vec::new();
     for image in images {
         let latents = image.latents.as_deref().unwrap_or_default();

@@ -9,6 +9,7 @@ use std::time::Instant;
 use clap::Args;
 use indicatif::ProgressBar;
 
+use super::from_image::{HiresArgs, ImageArgs, Start};
 use super::output::{Form, Output, Report, Seconds, write_latents};
 use super::serve::start_engine;
 use super::{Common, Stop, Verbosity, load_config, remote, warn_all};
@@ -17,7 +18,7 @@ use crate::api::{resolve, vocabulary};
 use crate::config::layers::{Kind, Origin, Setting, parse};
 use crate::config::{Config, VERSION_TEXT};
 use crate::engine::checkpoint::{Selection, VaeChoice};
-use crate::engine::limits::{Numbers, check, resolve_seed};
+use crate::engine::limits::{Numbers, Violation, check, resolve_seed};
 use crate::engine::models::Catalog;
 use crate::engine::{self, Engine, Job, JobHandle, JobState, Outcome};
 use crate::pipeline::GenerateRequest;
@@ -127,46 +128,12 @@ pub struct PromptArgs {
     /// Make the pictures on this server, http://[user:password@]host:port
     #[arg(long, value_name = "URL")]
     pub server: Option<String>,
-    /// Options of image to image and hires fix.
+    /// Pictures to start from.
     #[command(flatten)]
-    pub later: LaterArgs,
-}
-
-/// Options that are part of the command line's contract and that this version answers with a refusal.
-#[derive(Debug, Args)]
-#[expect(missing_docs, reason = "each is one option that is refused by name")]
-pub struct LaterArgs {
-    #[arg(long, hide = true)]
-    pub init_image: Option<String>,
-    #[arg(long, hide = true)]
-    pub mask: Option<String>,
-    #[arg(long, hide = true)]
-    pub denoising_strength: Option<String>,
-    #[arg(long, hide = true)]
-    pub hr_scale: Option<String>,
-    #[arg(long, hide = true)]
-    pub hr_upscaler: Option<String>,
-    #[arg(long, hide = true)]
-    pub hr_steps: Option<String>,
-}
-
-impl LaterArgs {
-    fn refuse(&self) -> Result<(), Stop> {
-        let rows = [
-            ("--init-image", &self.init_image),
-            ("--mask", &self.mask),
-            ("--denoising-strength", &self.denoising_strength),
-            ("--hr-scale", &self.hr_scale),
-            ("--hr-upscaler", &self.hr_upscaler),
-            ("--hr-steps", &self.hr_steps),
-        ];
-        match rows.iter().find(|(_, value)| value.is_some()) {
-            Some((option, _)) => Err(Stop::usage_text(format!(
-                "`{option}` is not supported by this version of sdgen"
-            ))),
-            None => Ok(()),
-        }
-    }
+    pub image: ImageArgs,
+    /// A second pass.
+    #[command(flatten)]
+    pub hires: HiresArgs,
 }
 
 /// Names looked up and numbers parsed.
@@ -201,7 +168,7 @@ impl PromptArgs {
         })
     }
 
-    fn check_numbers(&self, choices: &Choices, config: &Config) -> Result<(), Stop> {
+    fn check_numbers(&self, choices: &Choices, start: &Start, config: &Config) -> Result<(), Stop> {
         let numbers = Numbers {
             width: self.width.unwrap_or(1024),
             height: self.height.unwrap_or(1024),
@@ -215,22 +182,11 @@ impl PromptArgs {
             prompt: &self.prompt,
             negative_prompt: &self.negative,
         };
-        let option = |field: &str| match field {
-            "n_iter" => "--batch-count".to_string(),
-            "prompt" => "PROMPT".to_string(),
-            "negative_prompt" => "--negative".to_string(),
-            field => format!("--{}", field.replace('_', "-")),
-        };
-        let found = check(&numbers, &config.limits);
-        let lines: Vec<String> = found
-            .iter()
-            .map(|v| format!("`{}` {}", option(v.field), v.message))
-            .collect();
-        if lines.is_empty() {
-            Ok(())
-        } else {
-            Err(Stop::usage_text(lines.join("; ")))
-        }
+        let mut found = check(&numbers, &config.limits);
+        let size = self.width.zip(self.height).filter(|_| found.is_empty());
+        found.extend(start.check(size, self.batch_size, self.steps, &config.limits));
+        refuse(&found)?;
+        start.check_batch(self.batch_size)
     }
 
     fn settings(&self) -> Result<Vec<Setting>, Stop> {
@@ -291,12 +247,31 @@ impl PromptArgs {
     }
 }
 
+/// One line for all numbers outside their limits.
+fn refuse(found: &[Violation]) -> Result<(), Stop> {
+    let option = |field: &str| match field {
+        "n_iter" => "--batch-count".to_string(),
+        "prompt" => "PROMPT".to_string(),
+        "negative_prompt" => "--negative".to_string(),
+        "hr_second_pass_steps" => "--hr-steps".to_string(),
+        field => format!("--{}", field.replace('_', "-")),
+    };
+    let lines: Vec<String> = found
+        .iter()
+        .map(|v| format!("`{}` {}", option(v.field), v.message))
+        .collect();
+    if lines.is_empty() {
+        Ok(())
+    } else {
+        Err(Stop::usage_text(lines.join("; ")))
+    }
+}
+
 /// Makes the pictures.
 ///
 /// # Errors
 /// Exit 2 for what was typed, 1 for the job and its files, 130 after a signal.
 pub fn run(args: &PromptArgs, common: &Common) -> Result<(), Stop> {
-    args.later.refuse()?;
     let choices = args.choices()?;
     let loaded = load_config(common, args.settings()?, Vec::new())?;
     let mut log = loaded.config.log.clone();
@@ -308,18 +283,22 @@ pub fn run(args: &PromptArgs, common: &Common) -> Result<(), Stop> {
     }
     telemetry::init(&log);
     warn_all(&loaded);
-    args.check_numbers(&choices, &loaded.config)?;
+    let start = Start::choose(&args.image, &args.hires, &loaded.config.limits)?;
+    args.check_numbers(&choices, &start, &loaded.config)?;
     let output = Output::choose(
         args.output.as_deref(),
         args.format.as_deref(),
-        &loaded.config.data_dir,
+        &loaded
+            .config
+            .data_dir
+            .join(format!("outputs/{}-images", start.kind())),
     )?;
     output.check_writable()?;
     let runtime = tokio::runtime::Runtime::new().map_err(Stop::failed)?;
     let result = runtime.block_on(async {
         match args.server.clone() {
-            Some(url) => remote::run(args, &choices, &output, &url).await,
-            None => local(args, &choices, &output, &loaded.config).await,
+            Some(url) => remote::run(args, &choices, &start, &output, &url).await,
+            None => local(args, &choices, start, &output, &loaded.config).await,
         }
     });
     // A request that a signal cut off must not keep the process.
@@ -330,6 +309,7 @@ pub fn run(args: &PromptArgs, common: &Common) -> Result<(), Stop> {
 async fn local(
     args: &PromptArgs,
     choices: &Choices,
+    start: Start,
     output: &Output,
     config: &Config,
 ) -> Result<(), Stop> {
@@ -348,12 +328,17 @@ async fn local(
         () = stop.cancelled() => return Err(Stop::Interrupted("interrupted; no picture was made".into())),
     };
     let load_seconds = load_started.elapsed().as_secs_f64();
+    let kind = start.kind();
     let mut request = args.request(choices, model.native_size);
     engine.catalog().add_networks(&mut request);
-    let id = resolve::task_id("txt2img");
+    let size = (request.width as i64, request.height as i64);
+    refuse(&start.check(Some(size), args.batch_size, args.steps, &config.limits))?;
+    if let Some(remark) = start.apply(&mut request, &config.limits)? {
+        tracing::warn!("{remark}");
+    }
     let job = Job {
-        id,
-        kind: "txt2img",
+        id: resolve::task_id(kind),
+        kind,
         model: selection,
         request: request.clone(),
         preview_every: 0,
@@ -403,6 +388,7 @@ async fn follow(
                 } else {
                     "sampling"
                 });
+                bar.set_length((at.batches * at.steps) as u64);
                 bar.set_position((at.batch * at.steps + at.step) as u64);
             }
         }
@@ -436,7 +422,12 @@ fn finish(
     let save_started = Instant::now();
     let files = output.write(images)?;
     if let (Some(path), false) = (&args.save_latents, images.is_empty()) {
-        write_latents(path, images)?;
+        // A job that worked on a part of its picture has latents of its own size.
+        let size = request.init_image.as_ref().map_or_else(
+            || images[0].image.dimensions(),
+            |_| (request.width as u32, request.height as u32),
+        );
+        write_latents(path, images, size)?;
     }
     for comment in &generated.comments {
         tracing::warn!("{comment}");

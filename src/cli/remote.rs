@@ -10,6 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
+use super::from_image::Start;
 use super::output::{Form, Output, Report, Seconds};
 use super::prompt::{Choices, PromptArgs, progress_bar};
 use super::{Stop, Verbosity};
@@ -156,6 +157,7 @@ fn error_text(answer: &Value) -> String {
 pub async fn run(
     args: &PromptArgs,
     choices: &Choices,
+    start: &Start,
     output: &Output,
     url: &str,
 ) -> Result<(), Stop> {
@@ -173,14 +175,16 @@ pub async fn run(
     let started = Instant::now();
     let server = Server::new(url)?;
     let stop = shutdown::on_signal().map_err(Stop::failed)?;
-    let id = task_id("txt2img");
-    let body = body(args, choices, output.format, &id);
+    let id = task_id(start.kind());
+    let path = format!("/sdapi/v1/{}", start.kind());
+    let mut body = body(args, choices, output.format, &id);
+    start.add_to(&mut body);
     let bar = progress_bar(Verbosity::from_flag(args.quiet), 1000);
     bar.set_message("waiting");
     let (posting, names) = (server.clone(), [args.checkpoint.clone(), args.vae.clone()]);
     let job = tokio::task::spawn_blocking(move || {
         check_names(&posting, names)?;
-        posting.post("/sdapi/v1/txt2img", &body)
+        posting.post(&path, &body)
     });
     let answer = tokio::select! {
         answer = job => answer.map_err(Stop::failed)?.map_err(Stop::Failed)?,

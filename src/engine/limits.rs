@@ -1,6 +1,10 @@
 //! What a job may ask for, checked before any work. Shared by the HTTP API and the command line, which name the fields their
 //! own way.
 
+mod passes;
+
+pub use passes::{HiresNumbers, ImageNumbers, check_hires, check_image};
+
 use crate::config::Limits;
 
 /// Smallest width and height, pixels: one latent pixel.
@@ -91,25 +95,27 @@ pub fn check(numbers: &Numbers<'_>, limits: &Limits) -> Vec<Violation> {
             );
         }
     }
-    for (field, text) in [
-        ("prompt", numbers.prompt),
-        ("negative_prompt", numbers.negative_prompt),
-    ] {
-        let limit = limits.max_prompt_kib * 1024;
-        if text.len() > limit {
-            fail(
-                field,
-                format!(
-                    "has {} bytes, more than {limit} (setting `limits.max_prompt_kib`)",
-                    text.len()
-                ),
-            );
-        }
-    }
+    found.extend(long_text("prompt", numbers.prompt, limits));
+    found.extend(long_text(
+        "negative_prompt",
+        numbers.negative_prompt,
+        limits,
+    ));
     if found.is_empty() {
         found.extend(check_area(numbers, limits));
     }
     found
+}
+
+fn long_text(field: &'static str, text: &str, limits: &Limits) -> Option<Violation> {
+    let limit = limits.max_prompt_kib * 1024;
+    (text.len() > limit).then(|| Violation {
+        field,
+        message: format!(
+            "has {} bytes, more than {limit} (setting `limits.max_prompt_kib`)",
+            text.len()
+        ),
+    })
 }
 
 /// Sizes that are good one by one can be too much together.

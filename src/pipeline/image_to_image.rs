@@ -2,6 +2,8 @@
 //!
 //! Follows `StableDiffusionProcessingImg2Img.init` of A1111 (pipeline specification, chapter 7).
 
+use std::sync::Arc;
+
 use candle_core::{DType, Tensor};
 use image::{GrayImage, RgbImage, RgbaImage};
 
@@ -20,8 +22,8 @@ use crate::sampling::{ExactSteps, Latents, Mask, SoftBlend};
 /// A job that starts from pictures.
 #[derive(Debug, Clone)]
 pub struct InitImage {
-    /// One picture, or one for each of the batch.
-    pub pictures: Vec<RgbImage>,
+    /// One picture, or one for each of the batch; shared, so that a job can be cloned.
+    pub pictures: Arc<Vec<RgbImage>>,
     /// How a picture of another size becomes the job's.
     pub resize: ImageResize,
     /// Share of the schedule that is run, 0 to 1.
@@ -56,6 +58,8 @@ pub struct InpaintMask {
     pub options: MaskOptions,
     /// What the painted part starts from.
     pub content: MaskedContent,
+    /// Whether the latent mask is rounded (`mask_round`).
+    pub edge: MaskEdge,
     /// Soft inpainting's blend, and with it a mask that is not rounded.
     pub soft: Option<SoftBlend>,
     /// Put the unpainted part of the picture back over the result.
@@ -177,7 +181,7 @@ impl Pipeline {
             None => None,
         };
         let (mut encoded, mut finish, mut extra) = (Vec::new(), Vec::new(), None);
-        for source in &init.pictures {
+        for source in init.pictures.iter() {
             let mut end = Finish::default();
             let mut picture = match &painted {
                 Some((mask, prepared)) => {
@@ -220,7 +224,7 @@ impl Pipeline {
         let edge = if mask.soft.is_some() {
             MaskEdge::Soft
         } else {
-            MaskEdge::Hard
+            mask.edge
         };
         let plane = latent_mask(&prepared.mask, (w as u32, h as u32), edge)?;
         let paint = Latents::new(

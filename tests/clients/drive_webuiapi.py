@@ -5,6 +5,7 @@ import threading
 from urllib.parse import urlparse
 
 import webuiapi
+from PIL import Image
 
 url = urlparse(os.environ["SDGEN_BASE_URL"])
 api = webuiapi.WebUIApi(host=url.hostname, port=url.port, steps=2)
@@ -25,6 +26,24 @@ assert again.image.convert("RGB").tobytes() == made.image.convert("RGB").tobytes
 batch = api.txt2img(prompt="a red apple", seed=42, width=128, height=128, n_iter=2)
 assert batch.info["all_seeds"] == [42, 43] and len(batch.images) == 2
 assert api.png_info(made.image).info.startswith("a red apple")
+
+large = api.txt2img(
+    prompt="a red apple", seed=42, width=64, height=64, enable_hr=True, hr_scale=2,
+    hr_upscaler=webuiapi.HiResUpscaler.Latent, hr_second_pass_steps=2, denoising_strength=0.5,
+)
+assert large.image.size == (128, 128), large.image.size
+assert "Hires upscale: 2.0" in large.info["infotexts"][0], large.info
+changed = api.img2img(images=[made.image], prompt="a green apple", seed=1, width=128, height=128, denoising_strength=0.5)
+assert changed.image.size == (128, 128) and changed.info["denoising_strength"] == 0.5
+mask = Image.new("L", made.image.size, 0)
+mask.paste(255, (32, 32, 96, 96))
+painted = api.img2img(
+    images=[made.image], mask_image=mask, mask_blur=0, prompt="a green apple", seed=1, width=128, height=128,
+    inpaint_full_res=False, inpainting_fill=1,
+)
+before, after = made.image.convert("RGB"), painted.image.convert("RGB")
+assert after.getpixel((5, 5)) == before.getpixel((5, 5))
+assert after.crop((32, 32, 96, 96)).tobytes() != before.crop((32, 32, 96, 96)).tobytes()
 
 seen = []
 job = threading.Thread(target=lambda: api.txt2img(prompt="a dog", steps=100, seed=1, width=128, height=128))
