@@ -1,7 +1,7 @@
 //! The HTTP API: A1111's routes and the health routes.
 //!
 //! [`router`] builds everything from an [`App`]; tests call it with `oneshot`, [`serve::run`] puts it on a socket. A route is one
-//! line of [`routes`]; paths and methods are looked up there for redirects, 405 and HEAD. Contract: A1111 1.10's REST API.
+//! line of `routes`; paths and methods are looked up there for redirects, 405 and HEAD. Contract: A1111 1.10's REST API.
 
 pub mod auth;
 pub mod body;

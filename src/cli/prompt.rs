@@ -110,7 +110,7 @@ pub struct PromptArgs {
     /// auto, f32, bf16 or f16
     #[arg(long, value_name = "DTYPE")]
     pub dtype: Option<String>,
-    /// Where pictures go [default: outputs/txt2img-images/<date> in the data directory]
+    /// Where pictures go [default: outputs/txt2img-images/DATE in the data directory]
     #[arg(short, long, value_name = "FILE|DIR")]
     pub output: Option<PathBuf>,
     /// png, jpeg or webp [default: by the output file's extension, else png]
@@ -125,7 +125,7 @@ pub struct PromptArgs {
     /// No progress bar, no log lines but errors
     #[arg(long)]
     pub quiet: bool,
-    /// Make the pictures on this server, http://[user:password@]host:port
+    /// Make the pictures on this server, `http://[user:password@]host:port`
     #[arg(long, value_name = "URL")]
     pub server: Option<String>,
     /// Pictures to start from.

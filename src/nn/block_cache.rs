@@ -2,10 +2,10 @@
 //!
 //! A denoising step frees and asks for the same few sizes hundreds of times. The system allocator gives blocks of that
 //! size back to the kernel and gets them again zeroed, page fault by page fault; for the memory-bound operations that
-//! costs more than the work. Blocks of [`SMALLEST`] bytes and more are therefore kept by size class, up to [`LIMIT`]
-//! bytes idle in all; a step after the first allocates nothing from the kernel. [`trim`] gives everything back.
+//! costs more than the work. Blocks of `SMALLEST` bytes and more are therefore kept by size class, up to `LIMIT`
+//! bytes idle in all; a step after the first allocates nothing from the kernel. [`BlockCache::trim`] gives everything back.
 //!
-//! Invariant: a block's capacity is a function of the requested size alone ([`class`]), so `dealloc` knows it too.
+//! Invariant: a block's capacity is a function of the requested size alone (`class`), so `dealloc` knows it too.
 #![allow(unsafe_code, reason = "implements GlobalAlloc")]
 
 use std::alloc::{GlobalAlloc, Layout, System};

@@ -1,7 +1,7 @@
 //! Layers: weights in the form their device computes with, and `forward` as one fused operation.
 //!
 //! Activations are channels-last, `[batch, height, width, channels]` or `[batch, tokens, channels]`. On the CPU weights
-//! are packed at load; on other devices they stay tensors and [`super::reference`] composes the operation.
+//! are packed at load; on other devices they stay tensors and `super::reference` composes the operation.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

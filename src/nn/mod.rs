@@ -1,7 +1,7 @@
 //! The small set of fused operations every model is written against, channels-last.
 //!
-//! [`layers`] and [`attention`] are what models call; [`cpu`] holds the CPU bodies, [`kernels`] the bridge from candle's
-//! storage to them, [`reference`] the same operations composed from candle's own for other devices and for tests.
+//! [`layers`] and [`attention`] are what models call; [`cpu`] holds the CPU bodies, `kernels` the bridge from candle's
+//! storage to them, `reference` the same operations composed from candle's own for other devices and for tests.
 
 pub mod attention;
 pub mod block_cache;

@@ -1,6 +1,6 @@
 //! The CPU bodies of the fused operations, on channels-last `f32` slices.
 //!
-//! Each kernel is written once over [`simd::Simd`]; [`Isa`] is chosen once per process and runs it under the matching
+//! Each kernel is written once over `simd::Simd`; [`Isa`] is chosen once per process and runs it under the matching
 //! `target_feature`. Outputs do not depend on the number of threads: work is split over outputs, never over sums.
 
 pub(crate) mod attention;
