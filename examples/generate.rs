@@ -6,12 +6,10 @@ use std::error::Error;
 
 use sdgen::imaging::{EncodeOptions, encode};
 use sdgen::pipeline::{
-    CheckpointIdentity, CheckpointSource, GenerateRequest, InfotextOptions, LoadOptions, Observer,
-    Pipeline, Progress,
+    CheckpointIdentity, CheckpointSource, GenerateRequest, LoadOptions, Observer, Pipeline,
+    Progress,
 };
-use sdgen::prompt::Emphasis;
-use sdgen::rng::NoiseSource;
-use sdgen::sampling::{Sampler, SamplerOptions, Scheduler};
+use sdgen::sampling::Sampler;
 
 /// Told about every step; could also stop the job.
 struct Dots;
@@ -41,30 +39,13 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let request = GenerateRequest {
         prompt: "a (red:1.2) apple, painted style".into(),
-        negative_prompt: String::new(),
         seed: 7,
-        subseed: 0,
-        subseed_strength: 0.0,
-        seed_resize_from: None,
         sampler: Sampler::Dpmpp2M,
-        scheduler: Scheduler::Automatic,
-        sampler_options: SamplerOptions::default(),
         steps: 20,
         cfg_scale: 4.0,
         width,
         height,
-        batch_size: 1,
-        batch_count: 1,
-        clip_skip: 1,
-        noise_source: NoiseSource::Gpu,
-        emphasis: Emphasis::default(),
-        tiling: false,
-        init_image: None,
-        hires: None,
-        keep_latents: false,
-        loras: None,
-        embeddings: Vec::new(),
-        infotext: InfotextOptions::default(),
+        ..GenerateRequest::default()
     };
     let generated = pipeline.generate(&request, &Dots)?;
 

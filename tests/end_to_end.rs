@@ -11,12 +11,10 @@ mod support {
 
 use candle_core::{DType, Device};
 use sdgen::pipeline::{
-    CheckpointIdentity, CheckpointSource, GenerateRequest, Generated, InfotextOptions, LoadOptions,
-    Pipeline,
+    CheckpointIdentity, CheckpointSource, GenerateRequest, Generated, LoadOptions, Pipeline,
 };
-use sdgen::prompt::Emphasis;
 use sdgen::rng::NoiseSource;
-use sdgen::sampling::{Sampler, SamplerOptions, Scheduler};
+use sdgen::sampling::{Sampler, Scheduler};
 use support::close::{Tolerance, assert_close};
 use support::golden::{self, Golden};
 
@@ -48,28 +46,12 @@ fn request(prompt: &str, negative_prompt: &str) -> GenerateRequest {
         prompt: prompt.into(),
         negative_prompt: negative_prompt.into(),
         seed: 1,
-        subseed: 0,
-        subseed_strength: 0.0,
-        seed_resize_from: None,
-        sampler: Sampler::Euler,
-        scheduler: Scheduler::Automatic,
-        sampler_options: SamplerOptions::default(),
         steps: 8,
-        cfg_scale: 7.0,
         width: 128,
         height: 128,
-        batch_size: 1,
-        batch_count: 1,
-        clip_skip: 1,
         noise_source: NoiseSource::Cpu,
-        emphasis: Emphasis::Original,
-        tiling: false,
         keep_latents: true,
-        init_image: None,
-        hires: None,
-        loras: None,
-        embeddings: Vec::new(),
-        infotext: InfotextOptions::default(),
+        ..GenerateRequest::default()
     }
 }
 

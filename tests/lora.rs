@@ -23,11 +23,10 @@ use sdgen::pipeline::merged::MergedNetworks;
 use sdgen::pipeline::networks::{KnownLora, NetworkFile};
 use sdgen::pipeline::{
     CheckpointIdentity, CheckpointSource, GenerateRequest, Generated, Hires, HiresSize,
-    HiresUpscaler, InfotextOptions, LoadOptions, Pipeline,
+    HiresUpscaler, LoadOptions, Pipeline,
 };
 use sdgen::prompt::{Emphasis, ScheduleSteps, Tokenizer};
 use sdgen::rng::NoiseSource;
-use sdgen::sampling::{Sampler, SamplerOptions, Scheduler};
 use sdgen::weights::embedding::Embedding;
 use sdgen::weights::lora::{LoraFile, Plan, Targets, Use};
 use sdgen::weights::{SafetensorsFile, Source};
@@ -478,30 +477,15 @@ fn job(model: &Model, prompt: &str) -> GenerateRequest {
     });
     GenerateRequest {
         prompt: prompt.into(),
-        negative_prompt: String::new(),
         seed: 1,
-        subseed: 0,
-        subseed_strength: 0.0,
-        seed_resize_from: None,
-        sampler: Sampler::Euler,
-        scheduler: Scheduler::Automatic,
-        sampler_options: SamplerOptions::default(),
         steps: 2,
-        cfg_scale: 7.0,
         width: 64,
         height: 64,
-        batch_size: 1,
         batch_count: 2,
-        clip_skip: 1,
         noise_source: NoiseSource::Cpu,
-        emphasis: Emphasis::Original,
-        tiling: false,
         keep_latents: true,
-        init_image: None,
-        hires: None,
         loras: Some(known.into()),
-        embeddings: Vec::new(),
-        infotext: InfotextOptions::default(),
+        ..GenerateRequest::default()
     }
 }
 

@@ -472,11 +472,6 @@ fn build_request(
         emphasis: vocabulary::find_emphasis(options.text("emphasis"))
             .map_err(ApiError::bad_request)?,
         tiling: request.tiling.unwrap_or_else(|| options.flag("tiling")),
-        init_image: None,
-        hires: None,
-        keep_latents: false,
-        loras: None,
-        embeddings: Vec::new(),
         infotext: InfotextOptions {
             model_hash: options.flag("add_model_hash_to_info"),
             model_name: options.flag("add_model_name_to_info"),
@@ -487,5 +482,6 @@ fn build_request(
                 .then(|| VERSION_TEXT.to_string()),
             cfg_scale_as_int: false,
         },
+        ..GenerateRequest::default()
     })
 }

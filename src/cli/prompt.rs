@@ -23,9 +23,8 @@ use crate::engine::models::Catalog;
 use crate::engine::{self, Engine, Job, JobHandle, JobState, Outcome};
 use crate::pipeline::GenerateRequest;
 use crate::pipeline::request::InfotextOptions;
-use crate::prompt::Emphasis;
 use crate::rng::NoiseSource;
-use crate::sampling::{Sampler, SamplerOptions, Scheduler};
+use crate::sampling::{Sampler, Scheduler};
 use crate::{shutdown, telemetry};
 
 /// What to make and where to put it.
@@ -219,10 +218,8 @@ impl PromptArgs {
             seed: resolve_seed(self.seed),
             subseed: resolve_seed(self.subseed),
             subseed_strength: self.subseed_strength as f32,
-            seed_resize_from: None,
             sampler: choices.sampler,
             scheduler: choices.scheduler,
-            sampler_options: SamplerOptions::default(),
             steps: self.steps as usize,
             cfg_scale: choices.cfg_scale as f32,
             width: self.width.map_or(native_size.0, |width| width as usize),
@@ -231,18 +228,14 @@ impl PromptArgs {
             batch_count: self.batch_count as usize,
             clip_skip: usize::from(self.clip_skip.max(1)),
             noise_source: choices.noise_source,
-            emphasis: Emphasis::default(),
             tiling: self.tiling,
-            init_image: None,
-            hires: None,
             keep_latents: self.save_latents.is_some(),
-            loras: None,
-            embeddings: Vec::new(),
             infotext: InfotextOptions {
                 version: Some(VERSION_TEXT.to_string()),
                 cfg_scale_as_int: typed_as_int,
                 ..InfotextOptions::default()
             },
+            ..GenerateRequest::default()
         }
     }
 }

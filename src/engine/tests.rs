@@ -10,9 +10,7 @@ use super::checkpoint::{Selection, VaeChoice};
 use super::models::Catalog;
 use super::{Engine, Error, Job, JobState, Outcome};
 use crate::config::Config;
-use crate::pipeline::request::InfotextOptions;
 use crate::pipeline::{self, Control, GenerateRequest, Generated, Observer, Progress, Timings};
-use crate::sampling::{Sampler, SamplerOptions, Scheduler};
 
 /// What the back end does with a job is written in its prompt: `panic`, `fail`, `wait`, or anything else for a quick success.
 struct Scripted {
@@ -130,30 +128,14 @@ impl Bench {
     fn job(&self, prompt: &str) -> Job {
         let request = GenerateRequest {
             prompt: prompt.into(),
-            negative_prompt: String::new(),
             seed: 1,
             subseed: 1,
-            subseed_strength: 0.0,
-            seed_resize_from: None,
-            sampler: Sampler::Euler,
-            scheduler: Scheduler::Automatic,
-            sampler_options: SamplerOptions::default(),
             steps: 100,
             cfg_scale: 1.0,
             width: 64,
             height: 64,
-            batch_size: 1,
-            batch_count: 1,
-            clip_skip: 1,
             noise_source: crate::rng::NoiseSource::Cpu,
-            emphasis: crate::prompt::Emphasis::Original,
-            tiling: false,
-            init_image: None,
-            hires: None,
-            keep_latents: false,
-            loras: None,
-            embeddings: Vec::new(),
-            infotext: InfotextOptions::default(),
+            ..GenerateRequest::default()
         };
         Job {
             id: format!("task({prompt})"),

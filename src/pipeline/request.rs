@@ -71,6 +71,39 @@ pub struct GenerateRequest {
     pub infotext: InfotextOptions,
 }
 
+/// A1111's defaults for a request that names nothing, with seed 0.
+impl Default for GenerateRequest {
+    fn default() -> Self {
+        Self {
+            prompt: String::new(),
+            negative_prompt: String::new(),
+            seed: 0,
+            subseed: 0,
+            subseed_strength: 0.0,
+            seed_resize_from: None,
+            sampler: Sampler::Euler,
+            scheduler: Scheduler::Automatic,
+            sampler_options: SamplerOptions::default(),
+            steps: 50,
+            cfg_scale: 7.0,
+            width: 512,
+            height: 512,
+            batch_size: 1,
+            batch_count: 1,
+            clip_skip: 1,
+            noise_source: NoiseSource::Gpu,
+            emphasis: Emphasis::Original,
+            tiling: false,
+            keep_latents: false,
+            init_image: None,
+            hires: None,
+            loras: None,
+            embeddings: Vec::new(),
+            infotext: InfotextOptions::default(),
+        }
+    }
+}
+
 /// Which lines the infotext carries.
 #[derive(Debug, Clone)]
 #[allow(
