@@ -13,18 +13,23 @@ pub mod image_to_image;
 pub mod merged;
 mod network;
 pub mod networks;
+mod passes;
+pub mod refiner;
 pub mod request;
 pub mod resample;
+mod soft_inpainting;
 mod texts;
 mod vocabulary;
 
 pub use hires::{Hires, HiresSize, HiresUpscaler};
 pub use image_to_image::{ImageResize, InitImage, InpaintMask, MaskedContent};
+pub use refiner::{OtherCheckpoint, Refiner, RefinerPasses, SwitchBy};
 pub use request::{
     CheckpointIdentity, Control, GenerateRequest, Generated, GeneratedImage, InfotextOptions,
     LoadOptions, Observer, Progress, Timings, VaeIdentity,
 };
 pub use resample::LatentMode;
+pub use soft_inpainting::SoftInpainting;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -35,7 +40,7 @@ use crate::models::{Unet, Vae, vae};
 use crate::nn::Placement;
 use crate::prompt::Tokenizer;
 use crate::sampling::{Latents, Parameterization, SigmaTable, TableOptions};
-use crate::weights::detect::{self, prefix};
+use crate::weights::detect::{self, Kind, Role, prefix};
 use crate::weights::{self, SafetensorsFile, Source, demo};
 use conditioning::TextEncoder;
 use merged::MergedNetworks;
@@ -109,6 +114,11 @@ pub struct Pipeline {
     table: SigmaTable,
     parameterization: Parameterization,
     native_size: (usize, usize),
+    kind: Kind,
+    /// How the checkpoint was loaded, and others are.
+    load_options: LoadOptions,
+    /// Checkpoints that the last job needed besides this one.
+    others: Vec<(OtherCheckpoint, Self)>,
 }
 
 impl Pipeline {
@@ -121,8 +131,17 @@ impl Pipeline {
         identity: CheckpointIdentity,
         options: &LoadOptions,
     ) -> Result<Self, Error> {
+        Self::load_as(Role::Main, source, identity, options)
+    }
+
+    fn load_as(
+        role: Role,
+        source: &CheckpointSource,
+        identity: CheckpointIdentity,
+        options: &LoadOptions,
+    ) -> Result<Self, Error> {
         let file = source.open()?;
-        detect::require_sdxl(&file)?;
+        let kind = detect::require(&file, role)?;
         let place = Placement {
             device: options.device.clone(),
             dtype: options.dtype,
@@ -138,7 +157,7 @@ impl Pipeline {
             ..place.clone()
         };
         let vae = load_vae(&file, options.vae.as_ref(), &vae_place)?;
-        let text = TextEncoder::load(&file, Arc::new(Tokenizer::new()), &place)?;
+        let text = TextEncoder::load(&file, kind, Arc::new(Tokenizer::new()), &place)?;
         let unet = Unet::new(&file, &place)?;
         let training = detect::parameterization(&file);
         let native_size = file
@@ -167,6 +186,9 @@ impl Pipeline {
                 Parameterization::Epsilon
             },
             native_size,
+            kind,
+            load_options: options.clone(),
+            others: Vec::new(),
         })
     }
 
