@@ -214,22 +214,19 @@ impl Pipeline {
         Ok(Some(crate::nn::concat_channels(&mask, &masked)?))
     }
 
-    /// Encodes a picture, `[3, height, width]` in [-1, 1], to latents as the sampler has them.
+    /// Encodes a picture, `[3, height, width]` in [-1, 1], to latents as the sampler has them: a side of `n` pixels to `n / 8`.
     ///
     /// # Errors
-    /// When the size is not a multiple of 8 or a tensor operation fails.
+    /// When a side is shorter than 8 or a tensor operation fails.
     pub fn encode_picture(
         &self,
         picture: &[f32],
         width: usize,
         height: usize,
     ) -> Result<Latents, Error> {
-        if picture.len() != 3 * width * height
-            || !width.is_multiple_of(LATENT_PIXEL)
-            || !height.is_multiple_of(LATENT_PIXEL)
-        {
+        if picture.len() != 3 * width * height || width.min(height) < LATENT_PIXEL {
             return Err(Error::Invalid(format!(
-                "picture of {width}x{height} pixels: both sides must be multiples of {LATENT_PIXEL}"
+                "picture of {width}x{height} pixels: both sides must be at least {LATENT_PIXEL}"
             )));
         }
         let picture = Latents::new(picture.to_vec(), [1, 3, height, width]);

@@ -30,6 +30,7 @@ def write_pictures(out):
     scene(96, 64, 2).save(out / "second.png", optimize=True)
     scene(80, 88, 1).save(out / "tall.png", optimize=True)
     scene(160, 120, 1).save(out / "large.png", optimize=True)
+    scene(101, 79, 1).save(out / "odd.png", optimize=True)
     boxes(96, 64, (30, 14, 66, 50)).save(out / "mask.png", optimize=True)
     boxes(160, 120, (98, 22, 128, 44), (110, 40, 122, 60)).save(out / "corner.png", optimize=True)
     boxes(80, 88, (20, 30, 60, 88)).save(out / "tall_mask.png", optimize=True)
@@ -55,6 +56,7 @@ IMAGE = [
           more={"resize_mode": 2, "strength": 0.75, "noise_multiplier": 1.05, "color_correction": True}),
     image("image_crop", "large.png", seed=7, sampler="Heun", steps=6, width=64, height=72, more={"resize_mode": 1, "strength": 0.5, "extra_noise": 0.1}),
     image("image_latent_ddim", "large.png", seed=8, sampler="DDIM", steps=10, more={"resize_mode": 3, "strength": 0.7}),
+    image("image_latent_odd", "odd.png", seed=8, more={"resize_mode": 3, "strength": 0.3}),
     image("image_exact", seed=9, sampler="DPM++ 2M", steps=6, more={"exact": True, "strength": 0.4}),
     image("image_exact_ddim", seed=9, sampler="DDIM", steps=6, more={"exact": True, "strength": 0.4}),
     image("image_batch", ["init.png", "second.png"], seed=2 ** 32 - 1, sampler="Euler a", batch=2),

@@ -284,10 +284,11 @@ def resize(picture, mode, width, height):
     out = Image.new("RGB", (width, height))
     x, y = width // 2 - w // 2, height // 2 - h // 2
     out.paste(resized, (x, y))
+    # The edges go on: Pillow enlarges a box without area by the two rows or columns at it.
     if mode == 2 and ratio < own and y > 0:
-        out.paste(resized.crop((0, 0, w, 1)).resize((width, y)), (0, 0))
-        out.paste(resized.crop((0, h - 1, w, h)).resize((width, y)), (0, y + h))
+        out.paste(resized.resize((width, y), box=(0, 0, width, 0)), (0, 0))
+        out.paste(resized.resize((width, y), box=(0, h, width, h)), (0, y + h))
     elif mode == 2 and ratio > own and x > 0:
-        out.paste(resized.crop((0, 0, 1, h)).resize((x, height)), (0, 0))
-        out.paste(resized.crop((w - 1, 0, w, h)).resize((x, height)), (x + w, 0))
+        out.paste(resized.resize((x, height), box=(0, 0, 0, height)), (0, 0))
+        out.paste(resized.resize((x, height), box=(w, 0, w, height)), (x + w, 0))
     return out
