@@ -18,7 +18,7 @@ use sdgen::imaging::inpaint::{InpaintArea, MaskEdge, MaskMode, MaskOptions, mask
 use sdgen::pipeline::{
     CheckpointIdentity, CheckpointSource, GenerateRequest, Generated, Hires, HiresSize,
     HiresUpscaler, ImageResize, InitImage, InpaintMask, LoadOptions, MaskedContent,
-    OtherCheckpoint, Pipeline, Refiner, SoftInpainting,
+    OtherCheckpoint, Pipeline, Refiner, RefinerPasses, SoftInpainting,
 };
 use sdgen::rng::NoiseSource;
 use sdgen::sampling::{ExactSteps, Sampler, Scheduler, SoftBlend};
@@ -164,10 +164,19 @@ fn of_case(case: &Value) -> GenerateRequest {
             cfg_scale: hires.get("cfg").map(real),
             checkpoint: None,
         }),
-        refiner: case
-            .get("refiner")
-            .map(|refiner| Refiner::new(MODELS.refiner.clone(), real(field(refiner, "switch_at")))),
+        refiner: case.get("refiner").map(refiner),
         ..GenerateRequest::default()
+    }
+}
+
+fn refiner(refiner: &Value) -> Refiner {
+    let named = |passes: &RefinerPasses| refiner.get("passes").is_some_and(|p| p == passes.label());
+    Refiner {
+        passes: RefinerPasses::ALL
+            .into_iter()
+            .find(named)
+            .unwrap_or(RefinerPasses::Second),
+        ..Refiner::new(MODELS.refiner.clone(), real(field(refiner, "switch_at")))
     }
 }
 
@@ -316,22 +325,22 @@ fn compare_all(start: &str, expected: usize) {
 
 #[test]
 fn pictures_are_started_from_as_the_reference_does() {
-    compare_all("image_", 15);
+    compare_all("image_", 17);
 }
 
 #[test]
 fn masked_parts_are_painted_as_the_reference_does() {
-    compare_all("inpaint_", 18);
+    compare_all("inpaint_", 19);
 }
 
 #[test]
 fn second_passes_equal_the_reference() {
-    compare_all("hires_", 12);
+    compare_all("hires_", 13);
 }
 
 #[test]
 fn a_refiner_takes_over_as_in_the_reference() {
-    compare_all("refiner_", 4);
+    compare_all("refiner_", 6);
 }
 
 #[test]
