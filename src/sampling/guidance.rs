@@ -185,12 +185,9 @@ impl<N: Network> Denoiser for CfgDenoiser<'_, N> {
     }
 
     fn noise(&mut self, x: &Latents, timestep: f32) -> Result<PredictedNoise, N::Error> {
-        let masked = self
-            .guidance
-            .mask
-            .as_ref()
-            // A1111 hands a soft mask the timestep where it expects a sigma.
-            .map(|mask| mask.blend(x, timestep));
+        // A1111 hands a soft mask the timestep where it expects a sigma.
+        let mask = self.guidance.mask.as_ref();
+        let masked = mask.map(|mask| mask.blend(x, timestep));
         let x = masked.as_ref().unwrap_or(x);
         let alphas = self.table.alphas_cumprod();
         let alpha = alphas[(timestep.max(0.0) as usize).min(alphas.len() - 1)];
