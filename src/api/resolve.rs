@@ -12,6 +12,7 @@ use super::masks::MaskOutputs;
 use super::options::{self, Options};
 use super::pictures::{self, Reader, Sources};
 use super::types::{Generation, HiresFields, ImageFields, SILENT};
+use super::upscalers::Upscalers;
 use super::{hires, styles, vocabulary};
 use crate::config::{Limits, VERSION_TEXT};
 use crate::engine::checkpoint::{Selection, VaeChoice};
@@ -66,7 +67,8 @@ pub fn txt2img(app: &App, mut wire: Map<String, Value>) -> Result<Prepared, ApiE
     }
     let (options, mut generate) = resolve(app, &request)?;
     if fields.enable_hr {
-        let mut second = hires::build(&fields).map_err(ApiError::bad_request)?;
+        let upscalers = Upscalers::new(app.engine.catalog().upscalers(), &options);
+        let mut second = hires::build(&fields, &upscalers).map_err(ApiError::bad_request)?;
         let style = |text: &mut String, pick: fn(&Style) -> &str| {
             if !text.is_empty() {
                 *text = styled(app, &request, text, pick);
@@ -122,6 +124,8 @@ pub fn img2img(app: &App, mut wire: Map<String, Value>) -> Result<Prepared, ApiE
     if let Some(remark) = remark {
         tracing::info!("{remark}");
     }
+    let upscalers = Upscalers::new(app.engine.catalog().upscalers(), &options);
+    init.upscaler = upscalers.for_img2img(&options);
     let masks = MaskOutputs::claim(&mut init, &options);
     generate.init_image = Some(init);
     let prepared = finish(app, "img2img", wire, request, options, generate)?;

@@ -10,7 +10,9 @@ use super::checkpoint::{Selection, VaeChoice};
 use super::models::Catalog;
 use super::{Engine, Error, Job, JobState, Outcome};
 use crate::config::Config;
-use crate::pipeline::{self, Control, GenerateRequest, Generated, Observer, Progress, Timings};
+use crate::pipeline::{
+    self, Control, Extras, ExtrasRequest, GenerateRequest, Generated, Observer, Progress, Timings,
+};
 
 /// What the back end does with a job is written in its prompt: `panic`, `fail`, `wait`, or anything else for a quick success.
 struct Scripted {
@@ -20,6 +22,19 @@ struct Scripted {
 }
 
 impl Backend for Scripted {
+    fn upscale(
+        &mut self,
+        request: &ExtrasRequest,
+        _: &dyn Observer,
+    ) -> Result<Extras, pipeline::Error> {
+        match request.upscaler.label() {
+            "Nearest" => panic!("no such pixel"),
+            _ => Ok(Extras::default()),
+        }
+    }
+
+    fn unload_upscaler(&mut self) {}
+
     type Model = String;
 
     fn device(&self) -> DeviceInfo {

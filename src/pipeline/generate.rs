@@ -117,7 +117,15 @@ impl Pipeline {
             // 5. Denoise: from noise or from pictures, and once more after enlarging.
             let clock = Instant::now();
             let (outcome, from_image) =
-                self.denoise_batch(request, &passes, seeds, observer, &report)?;
+                match self.denoise_batch(request, &passes, seeds, observer, &report) {
+                    // An upscaler was stopped: the batch has no picture, those before it stay.
+                    Err(Error::Skipped) => continue,
+                    Err(Error::Interrupted) => {
+                        done.interrupted = true;
+                        break;
+                    }
+                    other => other?,
+                };
             done.timings.sample += clock.elapsed();
             done.timings.steps += total_steps;
             done.extra_params = description.extra_params(&outcome.infotext);
@@ -164,7 +172,8 @@ impl Pipeline {
         let noise = image_rng(request, seeds, size);
         let from_image = match &request.init_image {
             Some(init) => {
-                Some(self.start_from_image(init, (size.0, size.1, seeds.0.len()), &noise)?)
+                let shape = (size.0, size.1, seeds.0.len());
+                Some(self.start_from_image(init, shape, &noise, observer)?)
             }
             None => None,
         };
@@ -175,7 +184,8 @@ impl Pipeline {
         else {
             return Ok((first, from_image));
         };
-        let larger = self.enlarge(latents, hires.upscaler, hires.size.target(size.0, size.1))?;
+        let target = hires.size.target(size.0, size.1);
+        let larger = self.enlarge(latents, &hires.upscaler, target, observer)?;
         let second = match passes.get(1) {
             Some(pass) => {
                 let noise = image_rng(request, seeds, latent_size(&larger));

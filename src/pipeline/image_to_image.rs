@@ -9,13 +9,14 @@ use image::{GrayImage, RgbImage, RgbaImage};
 
 use super::decode::approximate_size;
 use super::resample::{LatentMode, resample};
-use super::{Error, LATENT_PIXEL, Pipeline};
+use super::upscale::{PictureUpscaler, Upscaling};
+use super::{Error, LATENT_PIXEL, Observer, Pipeline};
 use crate::imaging::infotext::Params;
 use crate::imaging::inpaint::{
     InpaintArea, MaskEdge, MaskMode, MaskOptions, Region, apply_overlay, fill_masked, latent_mask,
-    prepare_image, prepare_mask,
+    prepare_image_with, prepare_mask,
 };
-use crate::imaging::{ColorReference, ResizeMode, fit};
+use crate::imaging::{ColorReference, ResizeMode, fit_with};
 use crate::rng::ImageRng;
 use crate::sampling::{ExactSteps, Latents, Mask, SoftBlend};
 
@@ -26,6 +27,8 @@ pub struct InitImage {
     pub pictures: Arc<Vec<RgbImage>>,
     /// How a picture of another size becomes the job's.
     pub resize: ImageResize,
+    /// What enlarges it (`upscaler_for_img2img`).
+    pub upscaler: PictureUpscaler,
     /// Share of the schedule that is run, 0 to 1.
     pub strength: f32,
     /// Whether the asked-for steps are all run.
@@ -172,7 +175,12 @@ impl Pipeline {
         init: &InitImage,
         (width, height, batch): (usize, usize, usize),
         noise: &ImageRng,
+        observer: &dyn Observer,
     ) -> Result<ImageStart, Error> {
+        let job = Upscaling::new(&self.upscalers, observer, &|_, _| {});
+        let enlarge = |picture: &RgbImage, width, height| {
+            job.resize_to(picture, &init.upscaler, (width, height))
+        };
         let size = (width as u32, height as u32);
         let (h, w) = (height / LATENT_PIXEL, width / LATENT_PIXEL);
         let painted = match &init.mask {
@@ -185,12 +193,12 @@ impl Pipeline {
             let mut end = Finish::default();
             let mut picture = match &painted {
                 Some((mask, prepared)) => {
-                    let ready = prepare_image(source, prepared, &mask.options)?;
+                    let ready = prepare_image_with(source, prepared, &mask.options, &enlarge)?;
                     end.overlay = mask.overlay.then_some((ready.overlay, prepared.region));
                     ready.image
                 }
                 None => match init.resize {
-                    ImageResize::Pixels(mode) => fit(source, mode, size)?,
+                    ImageResize::Pixels(mode) => fit_with(source, mode, size, enlarge)?,
                     ImageResize::Latents => whole_latent_pixels(source)?,
                 },
             };

@@ -16,6 +16,7 @@ pub mod networks;
 pub mod request;
 pub mod resample;
 mod texts;
+pub mod upscale;
 mod vocabulary;
 
 pub use hires::{Hires, HiresSize, HiresUpscaler};
@@ -25,6 +26,9 @@ pub use request::{
     LoadOptions, Observer, Progress, Timings, VaeIdentity,
 };
 pub use resample::LatentMode;
+pub use upscale::{
+    Extras, ExtrasRequest, ExtrasSize, PictureUpscaler, Tiling, UpscalerFile, UpscalerSlot,
+};
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -70,6 +74,9 @@ pub enum Error {
     /// The job was interrupted.
     #[error("interrupted")]
     Interrupted,
+    /// The batch was skipped.
+    #[error("skipped")]
+    Skipped,
 }
 
 /// Where a checkpoint's bytes come from.
@@ -109,6 +116,7 @@ pub struct Pipeline {
     table: SigmaTable,
     parameterization: Parameterization,
     native_size: (usize, usize),
+    upscalers: UpscalerSlot,
 }
 
 impl Pipeline {
@@ -167,7 +175,15 @@ impl Pipeline {
                 Parameterization::Epsilon
             },
             native_size,
+            upscalers: UpscalerSlot::new(options.device.clone(), options.dtype, || None),
         })
+    }
+
+    /// Uses the upscalers of `slot` from now on, in place of a slot of its own.
+    #[must_use]
+    pub fn with_upscalers(mut self, slot: &UpscalerSlot) -> Self {
+        self.upscalers = slot.clone();
+        self
     }
 
     /// Width and height in pixels that a request without a size gets.
