@@ -1,5 +1,7 @@
 //! Upscaler networks and A1111's way of running them, against plain torch and Pillow (`tests/golden/upscale`).
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "support/close.rs"]
 mod close;
 #[path = "support/tensors.rs"]

@@ -215,6 +215,7 @@ fn prepare(app: &App, model: &Map<String, Value>, images: &[String]) -> Result<P
     Ok(Prepared {
         job: ExtrasJob {
             id: resolve::task_id("extras"),
+            client: String::new(),
             request,
         },
         texts,

@@ -224,6 +224,7 @@ async fn upscale(
     );
     let job = ExtrasJob {
         id: task_id("extras"),
+        client: String::new(),
         request,
     };
     let mut handle = engine.submit_extras(job).await.map_err(Stop::failed)?;

@@ -95,6 +95,8 @@ pub enum Error {
 pub struct Job {
     /// Task id, `task(txt2img-AB12CD3)` or the client's own.
     pub id: String,
+    /// Who asked, by whatever name tells clients apart: they take turns.
+    pub client: String,
     /// `txt2img`, ….
     pub kind: &'static str,
     /// Checkpoint and VAE that it needs; the device thread makes it true.
@@ -110,6 +112,8 @@ pub struct Job {
 pub struct ExtrasJob {
     /// Task id, `task(extras-AB12CD3)`.
     pub id: String,
+    /// Who asked, as in [`Job::client`].
+    pub client: String,
     /// What to make.
     pub request: ExtrasRequest,
 }
@@ -247,7 +251,7 @@ impl Engine {
         let place = self
             .shared
             .queue
-            .enter(&job.id)
+            .enter(&job.client, &job.id)
             .await
             .map_err(|refusal| self.refused(refusal))?;
         self.fill(place, job.id.clone(), job, Command::Generate)
@@ -261,7 +265,7 @@ impl Engine {
         let place = self
             .shared
             .queue
-            .enter(&job.id)
+            .enter(&job.client, &job.id)
             .await
             .map_err(|refusal| self.refused(refusal))?;
         self.fill(place, job.id.clone(), job, Command::Extras)
@@ -275,7 +279,7 @@ impl Engine {
         let place = self
             .shared
             .queue
-            .try_enter(&job.id)
+            .try_enter(&job.client, &job.id)
             .map_err(|refusal| self.refused(refusal))?;
         self.fill(place, job.id.clone(), job, Command::Generate)
     }

@@ -1,4 +1,4 @@
-//! What upscalers need of a convolution besides: several inputs side by side without joining them, and PReLU.
+//! What upscalers need of a convolution besides: several inputs side by side without joining them, and `PReLU`.
 //!
 //! A dense block feeds each layer all layers before it. The CPU kernel walks its taps input by input, so nothing is copied;
 //! other devices join the inputs first.
@@ -10,7 +10,7 @@ use super::rewrite::Weight;
 use super::{kernels, reference};
 
 impl Conv2d {
-    /// Multiplies negative outputs by a factor per channel, after the activation (PReLU; He et al. 2015).
+    /// Multiplies negative outputs by a factor per channel, after the activation (`PReLU`; He et al. 2015).
     ///
     /// # Errors
     /// When the device refuses the tensor.

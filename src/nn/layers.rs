@@ -198,7 +198,7 @@ pub struct Conv2d {
     pub(super) kernel: usize,
     sampling: Sampling,
     pub(super) activation: Activation,
-    /// PReLU's factors, on the host and on the device.
+    /// `PReLU`'s factors, on the host and on the device.
     pub(super) slopes: Option<(Vec<f32>, Tensor)>,
     circular: Arc<AtomicBool>,
     pub(super) origins: Vec<Origin>,

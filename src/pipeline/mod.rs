@@ -13,19 +13,24 @@ pub mod image_to_image;
 pub mod merged;
 mod network;
 pub mod networks;
+mod passes;
+pub mod refiner;
 pub mod request;
 pub mod resample;
+mod soft_inpainting;
 mod texts;
 pub mod upscale;
 mod vocabulary;
 
 pub use hires::{Hires, HiresSize, HiresUpscaler};
 pub use image_to_image::{ImageResize, InitImage, InpaintMask, MaskedContent};
+pub use refiner::{OtherCheckpoint, Refiner, RefinerPasses, SwitchBy};
 pub use request::{
     CheckpointIdentity, Control, GenerateRequest, Generated, GeneratedImage, InfotextOptions,
     LoadOptions, Observer, Progress, Timings, VaeIdentity,
 };
 pub use resample::LatentMode;
+pub use soft_inpainting::SoftInpainting;
 pub use upscale::{
     Extras, ExtrasRequest, ExtrasSize, PictureUpscaler, Tiling, UpscalerFile, UpscalerSlot,
 };
@@ -39,7 +44,7 @@ use crate::models::{Unet, Vae, vae};
 use crate::nn::Placement;
 use crate::prompt::Tokenizer;
 use crate::sampling::{Latents, Parameterization, SigmaTable, TableOptions};
-use crate::weights::detect::{self, prefix};
+use crate::weights::detect::{self, Kind, Role, prefix};
 use crate::weights::{self, SafetensorsFile, Source, demo};
 use conditioning::TextEncoder;
 use merged::MergedNetworks;
@@ -117,6 +122,11 @@ pub struct Pipeline {
     parameterization: Parameterization,
     native_size: (usize, usize),
     upscalers: UpscalerSlot,
+    kind: Kind,
+    /// How the checkpoint was loaded, and others are.
+    load_options: LoadOptions,
+    /// Checkpoints that the last job needed besides this one.
+    others: Vec<(OtherCheckpoint, Self)>,
 }
 
 impl Pipeline {
@@ -129,8 +139,17 @@ impl Pipeline {
         identity: CheckpointIdentity,
         options: &LoadOptions,
     ) -> Result<Self, Error> {
+        Self::load_as(Role::Main, source, identity, options)
+    }
+
+    fn load_as(
+        role: Role,
+        source: &CheckpointSource,
+        identity: CheckpointIdentity,
+        options: &LoadOptions,
+    ) -> Result<Self, Error> {
         let file = source.open()?;
-        detect::require_sdxl(&file)?;
+        let kind = detect::require(&file, role)?;
         let place = Placement {
             device: options.device.clone(),
             dtype: options.dtype,
@@ -146,7 +165,7 @@ impl Pipeline {
             ..place.clone()
         };
         let vae = load_vae(&file, options.vae.as_ref(), &vae_place)?;
-        let text = TextEncoder::load(&file, Arc::new(Tokenizer::new()), &place)?;
+        let text = TextEncoder::load(&file, kind, Arc::new(Tokenizer::new()), &place)?;
         let unet = Unet::new(&file, &place)?;
         let training = detect::parameterization(&file);
         let native_size = file
@@ -176,6 +195,9 @@ impl Pipeline {
             },
             native_size,
             upscalers: UpscalerSlot::new(options.device.clone(), options.dtype, || None),
+            kind,
+            load_options: options.clone(),
+            others: Vec::new(),
         })
     }
 

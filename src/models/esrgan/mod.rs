@@ -36,8 +36,8 @@ pub struct Esrgan {
 
 #[derive(Debug)]
 enum Network {
-    Rrdb(Rrdb),
-    Compact(Compact),
+    Rrdb(Box<Rrdb>),
+    Compact(Box<Compact>),
 }
 
 impl Esrgan {
@@ -54,7 +54,7 @@ impl Esrgan {
             {
                 let (network, enlarges) = Compact::new(source, prefix, place)?;
                 return Ok(Self {
-                    network: Network::Compact(network),
+                    network: Network::Compact(Box::new(network)),
                     enlarges,
                     unshuffle: 1,
                     place: place.clone(),
@@ -76,7 +76,7 @@ impl Esrgan {
                     return Err(unknown(source, "it makes pictures smaller".into()));
                 }
                 return Ok(Self {
-                    network: Network::Rrdb(network),
+                    network: Network::Rrdb(Box::new(network)),
                     enlarges,
                     unshuffle,
                     place: place.clone(),

@@ -11,6 +11,9 @@
 
 use crate::weights::Source;
 
+/// Blocks that are looked for; the largest published network has 23.
+const MOST_BLOCKS: usize = 1000;
+
 /// Which of the three.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Style {
@@ -44,7 +47,9 @@ impl Names {
             .find(|names| source.shape(&names.weight(&names.dense(0, 1, 1))).is_some())
             .map(|mut names| {
                 let has = |name: String| source.shape(&names.weight(&name)).is_some();
-                let blocks = (0..).take_while(|n| has(names.dense(*n, 1, 1))).count();
+                let blocks = (0..MOST_BLOCKS)
+                    .take_while(|n| has(names.dense(*n, 1, 1)))
+                    .count();
                 let upsamplings = (1..8).take_while(|i| has(names.upsampling(*i)));
                 (names.blocks, names.upsamplings) = (blocks, upsamplings.count());
                 names

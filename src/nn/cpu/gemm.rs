@@ -75,7 +75,7 @@ pub(crate) struct Epilogue<'a> {
     /// Rows of one batch entry (for `row_bias`).
     pub(crate) rows_per_batch: usize,
     pub(crate) activation: Activation,
-    /// `[n]`: factors on what is negative (PReLU), after the activation.
+    /// `[n]`: factors on what is negative (`PReLU`), after the activation.
     pub(crate) slopes: Option<&'a [f32]>,
     /// `[m, outputs]`: added last.
     pub(crate) residual: Option<&'a [f32]>,

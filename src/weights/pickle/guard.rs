@@ -1,7 +1,7 @@
 //! What a pickle may say before anything reads it: the opcodes and names that `torch.save` writes for a state dict.
 //!
 //! Each value on the stack is followed as a count of nodes and a depth, since what reads it afterwards copies a value each time
-//! it is remembered or recalled, and frees it recursively. Opcodes follow CPython's `pickletools`.
+//! it is remembered or recalled, and frees it recursively. Opcodes follow Python's `pickletools`.
 
 use std::collections::HashMap;
 
@@ -9,8 +9,8 @@ use super::Reason;
 
 /// Bytes a pickle may have; that of a checkpoint of 10,000 tensors has 2 MB.
 const BYTES: usize = 16 << 20;
-/// Nodes of all values ever on the stack together.
-const NODES: u64 = 1 << 20;
+/// Nodes of all values ever made and copied.
+const NODES: u64 = 1 << 21;
 /// Levels of nesting.
 const DEPTH: u32 = 64;
 
@@ -62,7 +62,7 @@ impl<'a> Guard<'a> {
             0x80 => drop(self.take(1)?),
             b'.' => return Ok(false),
             b'c' => self.global()?,
-            b'N' | 0x88 | 0x89 | b')' | b'}' | b']' => self.push(Value::default())?,
+            b'N' | 0x88 | 0x89 | b')' | b'}' | b']' => self.push(Value::default(), 1)?,
             b'K' => self.leaf(1)?,
             b'M' => self.leaf(2)?,
             b'J' => self.leaf(4)?,
@@ -71,27 +71,31 @@ impl<'a> Guard<'a> {
             b'X' => {
                 let len = self.number(4)? as usize;
                 self.take(len)?;
-                let nodes = len as u64 / 32;
-                self.push(Value { nodes, depth: 0 })?;
+                let nodes = 1 + len as u64 / 32;
+                self.push(Value { nodes, depth: 0 }, nodes)?;
             }
             b'(' => {
                 self.marks.push(self.stack.len());
-                self.push(Value::default())?;
+                self.push(Value::default(), 1)?;
             }
             b't' => {
                 let value = self.above_mark()?;
-                self.push(value)?;
+                self.push(value, 1)?;
             }
-            0x85 => self.join(1)?,
-            0x86 => self.join(2)?,
+            0x85 | b'Q' => self.join(1)?,
+            0x86 | b'R' | b'b' | 0x81 => self.join(2)?,
             0x87 => self.join(3)?,
-            b'Q' => self.join(1)?,
-            b'R' | b'b' | b'a' | 0x81 => self.join(2)?,
-            b's' => self.join(3)?,
+            b'a' => {
+                let item = self.joined(1)?;
+                self.extend(item)?;
+            }
+            b's' => {
+                let item = self.joined(2)?;
+                self.extend(item)?;
+            }
             b'u' | b'e' => {
                 let items = self.above_mark()?;
-                self.push(items)?;
-                self.join(2)?;
+                self.extend(items)?;
             }
             b'q' => self.put(1)?,
             b'r' => self.put(4)?,
@@ -126,7 +130,7 @@ impl<'a> Guard<'a> {
 
     fn leaf(&mut self, bytes: usize) -> Result<(), Reason> {
         self.take(bytes)?;
-        self.push(Value::default())
+        self.push(Value::default(), 1)
     }
 
     fn long(&mut self) -> Result<(), Reason> {
@@ -142,7 +146,7 @@ impl<'a> Guard<'a> {
         let name = self.line()?;
         let storage = module == "torch" && name.ends_with("Storage");
         if storage || GLOBALS.contains(&(module, name)) {
-            return self.push(Value::default());
+            return self.push(Value::default(), 1);
         }
         Err(format!(
             "its pickle calls for `{}.{}`, which weights do not need",
@@ -159,8 +163,9 @@ impl<'a> Guard<'a> {
         std::str::from_utf8(line).map_err(|_| "its pickle names something that is no text".into())
     }
 
-    fn push(&mut self, value: Value) -> Result<(), Reason> {
-        self.nodes = self.nodes.saturating_add(value.nodes + 1);
+    /// Pushes a value of which `made` nodes did not exist before.
+    fn push(&mut self, value: Value, made: u64) -> Result<(), Reason> {
+        self.nodes = self.nodes.saturating_add(made);
         if self.nodes > NODES {
             return Err(format!("its pickle unfolds to more than {NODES} values"));
         }
@@ -172,19 +177,40 @@ impl<'a> Guard<'a> {
     }
 
     fn pop(&mut self) -> Result<Value, Reason> {
+        // A mark inside a value would make the reader take other values for marked than are followed here.
+        if self
+            .marks
+            .last()
+            .is_some_and(|mark| mark + 1 == self.stack.len())
+        {
+            return Err("its pickle takes a mark for a value".into());
+        }
         self.stack
             .pop()
             .ok_or_else(|| "its pickle takes from an empty stack".into())
     }
 
-    /// The last values as one that holds them.
+    /// The last values become one that holds them.
     fn join(&mut self, count: usize) -> Result<(), Reason> {
+        let joined = self.joined(count)?;
+        self.push(joined, 1)
+    }
+
+    fn joined(&mut self, count: usize) -> Result<Value, Reason> {
         let mut joined = Value::default();
         for _ in 0..count {
             let value = self.pop()?;
             joined.add(value);
         }
-        self.push(joined)
+        Ok(joined)
+    }
+
+    /// The last value takes in what `items` holds.
+    fn extend(&mut self, items: Value) -> Result<(), Reason> {
+        let mut container = self.pop()?;
+        container.nodes = container.nodes.saturating_add(items.nodes);
+        container.depth = container.depth.max(items.depth);
+        self.push(container, 0)
     }
 
     /// The values above the last mark as one that holds them.
@@ -202,7 +228,7 @@ impl<'a> Guard<'a> {
         let id = self.number(bytes)?;
         let value = self.pop()?;
         // Remembering copies.
-        self.push(value)?;
+        self.push(value, value.nodes + 1)?;
         self.memo.insert(id, value);
         Ok(())
     }
@@ -210,7 +236,8 @@ impl<'a> Guard<'a> {
     fn get(&mut self, bytes: usize) -> Result<(), Reason> {
         let id = self.number(bytes)?;
         let value = self.memo.get(&id).copied();
-        self.push(value.ok_or("its pickle recalls what it never remembered")?)
+        let value = value.ok_or("its pickle recalls what it never remembered")?;
+        self.push(value, value.nodes + 1)
     }
 }
 

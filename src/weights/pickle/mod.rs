@@ -132,7 +132,7 @@ impl Tensor {
         let held = self.len / self.storage.width;
         let elements = self.elements().ok_or("is larger than any memory")?;
         if self.shape.len() != self.stride.len() {
-            return Err("has as many strides as it should not".into());
+            return Err("has not as many strides as dimensions".into());
         }
         let last = self
             .shape
@@ -183,6 +183,9 @@ impl Tensor {
     }
 
     fn values(&self, bytes: &[u8], dtype: Dtype) -> Option<(Vec<f32>, bool)> {
+        if self.elements() == Some(0) {
+            return Some((Vec::new(), true));
+        }
         let storage = &bytes[self.start..self.start + self.len];
         if !self.is_contiguous() {
             return convert::to_f32(dtype, &self.gather(storage));
