@@ -17,7 +17,8 @@ use sdgen::imaging::ResizeMode;
 use sdgen::imaging::inpaint::{InpaintArea, MaskEdge, MaskMode, MaskOptions, mask_from};
 use sdgen::pipeline::{
     CheckpointIdentity, CheckpointSource, GenerateRequest, Generated, Hires, HiresSize,
-    HiresUpscaler, ImageResize, InitImage, InpaintMask, LoadOptions, MaskedContent, Pipeline,
+    HiresUpscaler, ImageResize, InitImage, InpaintMask, LoadOptions, MaskedContent,
+    PictureUpscaler, Pipeline, SoftInpainting,
 };
 use sdgen::rng::NoiseSource;
 use sdgen::sampling::{ExactSteps, Sampler, Scheduler, SoftBlend};
@@ -151,6 +152,7 @@ fn of_case(case: &Value) -> GenerateRequest {
             prompt: words(hires, "prompt"),
             negative_prompt: words(hires, "negative"),
             cfg_scale: hires.get("cfg").map(real),
+            checkpoint: None,
         }),
         ..GenerateRequest::default()
     }
@@ -172,6 +174,7 @@ fn init_image(i2i: &Value, size: (usize, usize)) -> InitImage {
     InitImage {
         pictures: Arc::new(names.iter().map(|n| picture(n).into_rgb8()).collect()),
         resize,
+        upscaler: PictureUpscaler::None,
         strength: real(field(i2i, "strength")),
         exact_steps: if flag("exact") {
             ExactSteps::Yes
@@ -215,10 +218,13 @@ fn inpaint(mask: &Value, resize: ImageResize, size: (usize, usize)) -> InpaintMa
             _ => MaskedContent::LatentNothing,
         },
         edge: MaskEdge::Hard,
-        soft: mask.get("soft").map(|soft| SoftBlend {
-            power: real(field(soft, "power")),
-            scale: real(field(soft, "scale")),
-            contrast: real(field(soft, "contrast")),
+        soft: mask.get("soft").map(|soft| SoftInpainting {
+            blend: SoftBlend {
+                power: real(field(soft, "power")),
+                scale: real(field(soft, "scale")),
+                contrast: real(field(soft, "contrast")),
+            },
+            ..SoftInpainting::default()
         }),
         overlay: field(mask, "overlay").as_bool().expect("a switch"),
         condition_weight: real(field(mask, "weight")),
