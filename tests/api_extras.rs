@@ -313,23 +313,24 @@ fn hires_fix_and_image_to_image_enlarge_by_networks() {
     assert!(plain != from_image(json!("compact_x2")));
 }
 
+/// Exit code, stdout and stderr of `sdgen upscale`.
+fn upscale(data: &Path, words: &[&str]) -> (Option<i32>, String, String) {
+    let mut command = sdgen();
+    let done = command
+        .args(["upscale", "--data-dir"])
+        .arg(data)
+        .args(words)
+        .output()
+        .unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (done.status.code(), text(done.stdout), text(done.stderr))
+}
+
 #[test]
 fn the_command_line_enlarges_files() {
     let dir = data();
     let out = dir.path().join("out");
-    let run = |words: &[&str]| {
-        let mut command = sdgen();
-        command
-            .args(["upscale", "--data-dir"])
-            .arg(dir.path())
-            .args(words);
-        let done = command.output().unwrap();
-        (
-            done.status.code(),
-            String::from_utf8(done.stdout).unwrap(),
-            String::from_utf8(done.stderr).unwrap(),
-        )
-    };
+    let run = |words: &[&str]| upscale(dir.path(), words);
     let photo = golden("photo.png");
     let photo = photo.to_str().unwrap();
     let target = out.join("large.png");
@@ -391,7 +392,14 @@ fn the_command_line_enlarges_files() {
             .dimensions(),
         (100, 90)
     );
+}
 
+#[test]
+fn the_command_line_says_what_it_cannot_do() {
+    let dir = data();
+    let run = |words: &[&str]| upscale(dir.path(), words);
+    let photo = golden("photo.png");
+    let photo = photo.to_str().unwrap();
     for (words, part) in [
         (
             &[photo, "-u", "nothing"][..],
@@ -417,7 +425,11 @@ fn the_command_line_enlarges_files() {
         code == Some(1) && stderr.contains("nothing.png"),
         "{stderr}"
     );
+}
 
+#[test]
+fn the_command_line_uses_networks_in_hires_fix() {
+    let dir = data();
     let mut command = sdgen();
     command
         .args(["prompt", "a red apple", "--data-dir"])
@@ -433,7 +445,7 @@ fn the_command_line_enlarges_files() {
         "compact_x2",
         "-o",
     ];
-    let picture = out.join("hires.png");
+    let picture = dir.path().join("hires.png");
     let done = command.args(hires).arg(&picture).output().unwrap();
     assert!(
         done.status.success(),

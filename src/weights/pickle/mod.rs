@@ -1,6 +1,6 @@
 //! A PyTorch file (`.pth`, `.pt`): a zip of one pickle and the bytes of its tensors, memory-mapped.
 //!
-//! A pickle is a program. This one is never run: [`guard`] walks its opcodes first and admits only what `torch.save` writes for
+//! A pickle is a program. This one is never run: `guard` walks its opcodes first and admits only what `torch.save` writes for
 //! a state dict, within limits of size, depth and copies; then candle's reader builds the values. (candle alone runs nothing
 //! either, but it panics on tuples that are too short and copies without bound.) Tensors may lie under `params_ema`, `params`
 //! or `state_dict`. Nothing is allocated on the word of the file: every tensor lies within its zip entry, checked at opening.
