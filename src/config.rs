@@ -427,6 +427,14 @@ impl Config {
         dir.unwrap_or_else(|| self.data_dir.join("embeddings"))
     }
 
+    /// Directories searched for upscalers.
+    #[must_use]
+    pub fn upscaler_dirs(&self) -> Vec<PathBuf> {
+        let mut dirs = with_default(&self.models_dir().join("ESRGAN"), &self.paths.esrgan_dirs);
+        dirs.push(self.models_dir().join("RealESRGAN"));
+        dirs
+    }
+
     /// The options store, A1111's `config.json`.
     #[must_use]
     pub fn settings_file(&self) -> PathBuf {

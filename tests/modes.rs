@@ -18,7 +18,7 @@ use sdgen::imaging::inpaint::{InpaintArea, MaskEdge, MaskMode, MaskOptions, mask
 use sdgen::pipeline::{
     CheckpointIdentity, CheckpointSource, GenerateRequest, Generated, Hires, HiresSize,
     HiresUpscaler, ImageResize, InitImage, InpaintMask, LoadOptions, MaskedContent,
-    OtherCheckpoint, Pipeline, Refiner, RefinerPasses, SoftInpainting,
+    OtherCheckpoint, PictureUpscaler, Pipeline, Refiner, RefinerPasses, SoftInpainting,
 };
 use sdgen::rng::NoiseSource;
 use sdgen::sampling::{ExactSteps, Sampler, Scheduler, SoftBlend};
@@ -196,6 +196,7 @@ fn init_image(i2i: &Value, size: (usize, usize)) -> InitImage {
     InitImage {
         pictures: Arc::new(names.iter().map(|n| picture(n).into_rgb8()).collect()),
         resize,
+        upscaler: PictureUpscaler::None,
         strength: real(field(i2i, "strength")),
         exact_steps: if flag("exact") {
             ExactSteps::Yes

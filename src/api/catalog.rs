@@ -1,4 +1,4 @@
-//! Lists: samplers, schedulers, upscalers, checkpoints, VAEs, scripts; and what a picture file says.
+//! Lists: samplers, schedulers, checkpoints, VAEs, scripts; and what a picture file says.
 //!
 //! Items have exactly A1111's keys: strict clients fail on any other. Only what works is listed.
 
@@ -24,12 +24,6 @@ pub async fn samplers() -> Json<Value> {
 /// `GET /sdapi/v1/schedulers`.
 pub async fn schedulers() -> Json<Value> {
     Json(vocabulary::schedulers_json())
-}
-
-/// `GET /sdapi/v1/upscalers`: the three that need no model, `None` first.
-pub async fn upscalers() -> Json<Value> {
-    let row = |name: &str| json!({ "name": name, "model_name": null, "model_path": null, "model_url": null, "scale": 4 });
-    Json(vocabulary::PICTURE_UPSCALERS.into_iter().map(row).collect())
 }
 
 /// `GET /sdapi/v1/latent-upscale-modes`.

@@ -183,7 +183,10 @@ fn engine_answer(error: &engine::Error) -> Response {
         engine::Error::Device { .. }
         | engine::Error::Weights(_)
         | engine::Error::Pipeline(
-            pipeline::Error::Weights(_) | pipeline::Error::Tensor(_) | pipeline::Error::Interrupted,
+            pipeline::Error::Weights(_)
+            | pipeline::Error::Tensor(_)
+            | pipeline::Error::Interrupted
+            | pipeline::Error::Skipped,
         )
         | engine::Error::Panicked(_) => (StatusCode::INTERNAL_SERVER_ERROR, "RuntimeError"),
     };

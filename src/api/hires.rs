@@ -3,6 +3,7 @@
 //! Shared with the command line, which has the same fields. Follows `StableDiffusionProcessingTxt2Img` of A1111 1.10.
 
 use super::types::{Generation, HiresFields};
+use super::upscalers::Upscalers;
 use super::vocabulary;
 use crate::engine::limits::HiresNumbers;
 use crate::pipeline::{Hires, HiresSize};
@@ -56,14 +57,14 @@ pub fn numbers(
 ///
 /// # Errors
 /// A sentence that names what is unknown and what there is.
-pub fn build(fields: &HiresFields) -> Result<Hires, String> {
+pub fn build(fields: &HiresFields, upscalers: &Upscalers<'_>) -> Result<Hires, String> {
     let (sampler, scheduler) = find_sampler(fields)?;
     Ok(Hires {
         size: match (fields.hr_resize_x, fields.hr_resize_y) {
             (0, 0) => HiresSize::Scale(fields.hr_scale),
             (x, y) => HiresSize::Resize(x as usize, y as usize),
         },
-        upscaler: vocabulary::find_hires_upscaler(fields.hr_upscaler.as_deref())?,
+        upscaler: upscalers.hires(fields.hr_upscaler.as_deref())?,
         steps: fields.hr_second_pass_steps as usize,
         strength: fields.denoising_strength as f32,
         sampler,
@@ -107,8 +108,15 @@ fn named(name: Option<&str>) -> Option<&str> {
 mod tests {
     use super::*;
     use crate::api::fields::read;
+    use crate::api::options::Options;
     use crate::api::types::txt2img;
+    use crate::engine::upscalers::UpscalerCatalog;
     use serde::Deserialize;
+
+    fn build(fields: &HiresFields) -> Result<Hires, String> {
+        let catalog = UpscalerCatalog::default();
+        super::build(fields, &Upscalers::new(&catalog, &Options::defaults()))
+    }
 
     fn fields(body: &str) -> HiresFields {
         HiresFields::deserialize(&read(body.as_bytes(), &txt2img()).unwrap()).unwrap()

@@ -8,6 +8,7 @@ pub mod body;
 pub mod catalog;
 pub mod checkpoints;
 pub mod error;
+pub mod extras;
 pub mod fields;
 pub mod generate;
 pub mod hires;
@@ -26,6 +27,7 @@ pub mod settings;
 pub mod styles;
 pub mod system;
 pub mod types;
+pub mod upscalers;
 pub mod vocabulary;
 
 use std::collections::BTreeSet;
@@ -188,6 +190,8 @@ fn routes(app: &App) -> Routes {
     let mut routes: Routes = vec![
         ("/sdapi/v1/txt2img", post(generate::txt2img)),
         ("/sdapi/v1/img2img", post(generate::img2img)),
+        ("/sdapi/v1/extra-single-image", post(extras::single)),
+        ("/sdapi/v1/extra-batch-images", post(extras::batch)),
         ("/sdapi/v1/progress", get(progress::progress)),
         ("/sdapi/v1/interrupt", post(progress::interrupt)),
         ("/sdapi/v1/skip", post(progress::skip)),
@@ -195,7 +199,7 @@ fn routes(app: &App) -> Routes {
         ("/sdapi/v1/cmd-flags", get(system::cmd_flags)),
         ("/sdapi/v1/samplers", get(catalog::samplers)),
         ("/sdapi/v1/schedulers", get(catalog::schedulers)),
-        ("/sdapi/v1/upscalers", get(catalog::upscalers)),
+        ("/sdapi/v1/upscalers", get(upscalers::upscalers)),
         ("/sdapi/v1/latent-upscale-modes", get(catalog::latent_upscale_modes)),
         ("/sdapi/v1/sd-models", get(catalog::sd_models)),
         ("/sdapi/v1/sd-vae", get(catalog::sd_vae)),
@@ -209,7 +213,7 @@ fn routes(app: &App) -> Routes {
         ("/sdapi/v1/extensions", get(catalog::empty_list)),
         ("/sdapi/v1/hypernetworks", get(catalog::empty_list)),
         ("/sdapi/v1/face-restorers", get(catalog::empty_list)),
-        ("/sdapi/v1/realesrgan-models", get(catalog::empty_list)),
+        ("/sdapi/v1/realesrgan-models", get(upscalers::realesrgan_models)),
         ("/sdapi/v1/refresh-checkpoints", post(catalog::refresh)),
         ("/sdapi/v1/refresh-vae", post(catalog::refresh)),
         ("/sdapi/v1/unload-checkpoint", post(settings::unload_checkpoint)),

@@ -16,7 +16,7 @@ use crate::imaging::inpaint::{
     InpaintArea, MaskEdge, MaskMode, MaskOptions, init_image_from, mask_from, prepare_mask,
 };
 use crate::imaging::{self, Filter, ResizeMode, resize};
-use crate::pipeline::{ImageResize, InitImage, InpaintMask, MaskedContent};
+use crate::pipeline::{ImageResize, InitImage, InpaintMask, MaskedContent, PictureUpscaler};
 use crate::sampling::ExactSteps;
 
 /// A1111's remark on a mask without a masked part.
@@ -157,6 +157,7 @@ pub fn build(
     let init = InitImage {
         pictures: Arc::new(sources.pictures),
         resize,
+        upscaler: PictureUpscaler::None,
         strength: fields.denoising_strength as f32,
         exact_steps: if options.flag("img2img_fix_steps") {
             ExactSteps::Yes

@@ -142,6 +142,7 @@ fn state(status: &Status) -> Value {
             "Batch {} out of {batches}",
             (status.progress.batch + 1).min(batches)
         ),
+        Some(running) if running.kind == "extras" => "extras".into(),
         Some(running) => format!("scripts_{}", running.kind),
     };
     let timestamp = if status.job_timestamp.is_empty() {

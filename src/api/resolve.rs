@@ -13,6 +13,7 @@ use super::options::{self, Options};
 use super::pictures::{self, Reader, Sources};
 use super::scripts::{self, Page};
 use super::types::{Generation, HiresFields, ImageFields, SILENT};
+use super::upscalers::Upscalers;
 use super::{checkpoints, hires, styles, vocabulary};
 use crate::config::{Limits, VERSION_TEXT};
 use crate::engine::checkpoint::{Checkpoint, Selection, VaeChoice};
@@ -62,7 +63,8 @@ pub fn txt2img(app: &App, mut wire: Map<String, Value>) -> Result<Prepared, ApiE
     }
     let (options, mut generate) = resolve(app, &request, Page::Txt2img)?;
     if fields.enable_hr {
-        let mut second = hires::build(&fields).map_err(ApiError::bad_request)?;
+        let upscalers = Upscalers::new(app.engine.catalog().upscalers(), &options);
+        let mut second = hires::build(&fields, &upscalers).map_err(ApiError::bad_request)?;
         let style = |text: &mut String, pick: fn(&Style) -> &str| {
             if !text.is_empty() {
                 *text = styled(app, &request, text, pick);
@@ -121,6 +123,8 @@ pub fn img2img(app: &App, mut wire: Map<String, Value>) -> Result<Prepared, ApiE
     if let Some(remark) = remark {
         tracing::info!("{remark}");
     }
+    let upscalers = Upscalers::new(app.engine.catalog().upscalers(), &options);
+    init.upscaler = upscalers.for_img2img(&options);
     if let Some(mask) = &mut init.mask {
         mask.soft = soft;
     }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::options::Options;
 use super::types::Generation;
 use crate::imaging::infotext::{Completion, parse};
-use crate::pipeline::{HiresUpscaler, LatentMode};
+use crate::pipeline::LatentMode;
 use crate::prompt::{Emphasis, parse_attention};
 use crate::rng::NoiseSource;
 use crate::sampling::{Sampler, SamplerOptions, Scheduler, UniPcSkip, UniPcVariant};
@@ -31,34 +31,8 @@ pub fn find_scheduler(name: &str) -> Result<Scheduler, String> {
         .ok_or_else(|| unknown("scheduler", name, Scheduler::all().map(Scheduler::label)))
 }
 
-/// Finds hires fix's upscaler in any letter case; nothing and "" mean `Latent`.
-///
-/// # Errors
-/// A1111's sentence, with every valid name.
-pub fn find_hires_upscaler(name: Option<&str>) -> Result<HiresUpscaler, String> {
-    let Some(name) = name.filter(|name| !name.is_empty()) else {
-        return Ok(HiresUpscaler::Latent(LatentMode::Bilinear));
-    };
-    HiresUpscaler::find(name.trim()).ok_or_else(|| {
-        let shown: String = name.chars().take(100).collect();
-        let valid: Vec<String> = LATENT_UPSCALERS
-            .iter()
-            .map(|mode| mode.label())
-            .chain(PICTURE_UPSCALERS)
-            .map(|name| format!("`{name}`"))
-            .collect();
-        format!(
-            "could not find upscaler named {shown}; valid: {}",
-            valid.join(", ")
-        )
-    })
-}
-
 /// Hires fix's modes in latent space, in A1111's order.
 pub const LATENT_UPSCALERS: &[LatentMode] = &LatentMode::ALL;
-
-/// The upscalers of pictures, in A1111's order.
-pub const PICTURE_UPSCALERS: [&str; 3] = ["None", "Lanczos", "Nearest"];
 
 /// The option `randn_source`.
 ///

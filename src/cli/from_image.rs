@@ -15,8 +15,10 @@ use crate::api;
 use crate::api::options::Options;
 use crate::api::pictures::{self, Reader, Sources};
 use crate::api::types::{HiresFields, ImageFields};
-use crate::config::Limits;
+use crate::api::upscalers::Upscalers;
+use crate::config::{Config, Limits};
 use crate::engine::limits::{Violation, check_hires, check_image};
+use crate::engine::upscalers::UpscalerCatalog;
 use crate::pipeline::{GenerateRequest, Hires};
 
 /// What both kinds of job need, and what a job from pictures needs.
@@ -94,7 +96,7 @@ pub struct HiresArgs {
     /// How many times larger [default: 2]
     #[arg(long, value_name = "F", allow_negative_numbers = true)]
     pub hr_scale: Option<f64>,
-    /// What enlarges [default: Latent]
+    /// What enlarges: a latent mode, Lanczos, a network's name [default: Latent]
     #[arg(long, value_name = "NAME")]
     pub hr_upscaler: Option<String>,
     /// Steps of the second pass [default: --steps]
@@ -148,6 +150,15 @@ fn switch(text: &str) -> Result<Switch, String> {
     }
 }
 
+/// Where a job runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// In this process.
+    Here,
+    /// On a server, which knows more names.
+    Server,
+}
+
 /// What a job starts from, and what follows it.
 #[derive(Debug)]
 pub struct Start {
@@ -170,12 +181,24 @@ impl Start {
     ///
     /// # Errors
     /// Exit 2 for options that do not go together and unknown names, 1 for a file that cannot be used.
-    pub fn choose(args: &ImageArgs, hires: &HiresArgs, limits: &Limits) -> Result<Self, Stop> {
-        let options = Options::defaults();
+    pub fn choose(
+        args: &ImageArgs,
+        hires: &HiresArgs,
+        config: &Config,
+        place: Place,
+    ) -> Result<Self, Stop> {
+        let (options, limits) = (Options::defaults(), &config.limits);
+        let catalog = UpscalerCatalog::open(config);
+        let upscalers = Upscalers::new(&catalog, &options);
         let strength = args.denoising_strength.unwrap_or(0.75);
         let second = match hires.fields(strength) {
             Some(fields) => {
-                let built = api::hires::build(&fields).map_err(Stop::usage_text)?;
+                let mut known = fields.clone();
+                if place == Place::Server {
+                    // A server has networks of its own.
+                    known.hr_upscaler = None;
+                }
+                let built = api::hires::build(&known, &upscalers).map_err(Stop::usage_text)?;
                 Some((fields, built))
             }
             None => None,

@@ -13,6 +13,7 @@ pub mod prompt;
 pub mod pull;
 pub mod remote;
 pub mod serve;
+pub mod upscale;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -110,6 +111,8 @@ pub struct Common {
 pub enum Command {
     /// Make pictures from a prompt, here or on a server
     Prompt(Box<prompt::PromptArgs>),
+    /// Enlarge pictures
+    Upscale(Box<upscale::UpscaleArgs>),
     /// Serve A1111's REST API
     #[command(
         after_help = "A1111's own flags are accepted as well (--listen, --ckpt-dir DIR, --api-auth USER:PASSWORD, …), \
@@ -165,6 +168,7 @@ fn run(words: Vec<OsString>) -> Result<(), Stop> {
     };
     match cli.command {
         Command::Prompt(args) => prompt::run(&args, &cli.common),
+        Command::Upscale(args) => upscale::run(&args, &cli.common),
         Command::Serve(args) => serve::run(&args, &cli.common, theirs),
         Command::Models(command) => models::run(command, &cli.common),
         Command::PngInfo(args) => inspect::png_info(&args),

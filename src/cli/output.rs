@@ -72,6 +72,15 @@ impl Output {
         }
     }
 
+    /// The directory, if pictures go into one under names of their own.
+    #[must_use]
+    pub fn directory(&self) -> Option<&Path> {
+        match &self.destination {
+            Destination::File(_) => None,
+            Destination::Directory(path) => Some(path),
+        }
+    }
+
     /// Creates the directory and writes a file of no bytes into it, which is removed again.
     ///
     /// # Errors

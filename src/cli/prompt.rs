@@ -10,7 +10,7 @@ use clap::Args;
 use indicatif::ProgressBar;
 
 use super::checkpoints::{self, RefinerArgs};
-use super::from_image::{HiresArgs, ImageArgs, Start};
+use super::from_image::{HiresArgs, ImageArgs, Place, Start};
 use super::output::{Form, Output, Report, Seconds, write_latents};
 use super::serve::start_engine;
 use super::{Common, Stop, Verbosity, load_config, remote, warn_all};
@@ -280,7 +280,11 @@ pub fn run(args: &PromptArgs, common: &Common) -> Result<(), Stop> {
     }
     telemetry::init(&log);
     warn_all(&loaded);
-    let start = Start::choose(&args.image, &args.hires, &loaded.config.limits)?;
+    let place = match args.server {
+        Some(_) => Place::Server,
+        None => Place::Here,
+    };
+    let start = Start::choose(&args.image, &args.hires, &loaded.config, place)?;
     args.check_numbers(&choices, &start, &loaded.config)?;
     let output = Output::choose(
         args.output.as_deref(),

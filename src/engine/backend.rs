@@ -5,7 +5,10 @@
 use super::Error;
 use super::checkpoint::Selection;
 use crate::config::{DeviceChoice, DeviceSettings, DtypeChoice};
-use crate::pipeline::{self, GenerateRequest, Generated, LoadOptions, Observer, Pipeline};
+use crate::pipeline::{
+    self, Extras, ExtrasRequest, GenerateRequest, Generated, LoadOptions, Observer, Pipeline,
+    UpscalerSlot,
+};
 
 /// What the device thread needs of the layer below. [`PipelineBackend`] is the real one.
 pub trait Backend {
@@ -34,6 +37,19 @@ pub trait Backend {
         request: &GenerateRequest,
         observer: &dyn Observer,
     ) -> Result<Generated, pipeline::Error>;
+
+    /// Enlarges pictures; needs no checkpoint.
+    ///
+    /// # Errors
+    /// An upscaler cannot be loaded or run.
+    fn upscale(
+        &mut self,
+        request: &ExtrasRequest,
+        observer: &dyn Observer,
+    ) -> Result<Extras, pipeline::Error>;
+
+    /// Drops the upscaler that is kept loaded.
+    fn unload_upscaler(&mut self);
 }
 
 /// Device and dtype in use.
@@ -50,6 +66,7 @@ pub struct PipelineBackend {
     device: candle_core::Device,
     dtype: candle_core::DType,
     info: DeviceInfo,
+    upscalers: UpscalerSlot,
 }
 
 impl PipelineBackend {
@@ -83,15 +100,44 @@ impl PipelineBackend {
             }
             _ => "cpu".to_string(),
         };
+        let upscalers = UpscalerSlot::new(device.clone(), dtype, memory_of(&device));
         Ok(Self {
             device,
             dtype,
+            upscalers,
             info: DeviceInfo {
                 device: device_name,
                 dtype: name,
             },
         })
     }
+}
+
+/// How to ask a device for the bytes that may be allocated.
+fn memory_of(device: &candle_core::Device) -> fn() -> Option<u64> {
+    if device.is_cpu() {
+        free_memory
+    } else {
+        || None
+    }
+}
+
+/// Bytes that the machine, or the container around this process, has left.
+fn free_memory() -> Option<u64> {
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let number = |path: &str| read(path)?.trim().parse::<u64>().ok();
+    let machine = read("/proc/meminfo")?
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?
+        .split_whitespace()
+        .next()?
+        .parse::<u64>()
+        .ok()?
+        * 1024;
+    let container = number("/sys/fs/cgroup/memory.max")
+        .zip(number("/sys/fs/cgroup/memory.current"))
+        .map(|(most, used)| most.saturating_sub(used));
+    Some(container.map_or(machine, |left| left.min(machine)))
 }
 
 /// The ordinal of a CUDA location.
@@ -140,7 +186,8 @@ impl Backend for PipelineBackend {
             dtype: self.dtype,
             vae: model.vae.clone(),
         };
-        Pipeline::load(&model.source, model.identity.clone(), &options)
+        let pipeline = Pipeline::load(&model.source, model.identity.clone(), &options)?;
+        Ok(pipeline.with_upscalers(&self.upscalers))
     }
 
     fn native_size(&self, model: &Pipeline) -> (usize, usize) {
@@ -154,5 +201,17 @@ impl Backend for PipelineBackend {
         observer: &dyn Observer,
     ) -> Result<Generated, pipeline::Error> {
         model.generate(request, observer)
+    }
+
+    fn upscale(
+        &mut self,
+        request: &ExtrasRequest,
+        observer: &dyn Observer,
+    ) -> Result<Extras, pipeline::Error> {
+        request.run(&self.upscalers, observer)
+    }
+
+    fn unload_upscaler(&mut self) {
+        self.upscalers.unload();
     }
 }

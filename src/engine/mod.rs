@@ -13,6 +13,7 @@ pub mod networks;
 pub mod queue;
 mod scan;
 pub mod status;
+pub mod upscalers;
 pub mod worker;
 
 #[cfg(test)]
@@ -25,14 +26,14 @@ use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
-use crate::pipeline::{self, GenerateRequest, Generated, Progress};
+use crate::pipeline::{self, Extras, ExtrasRequest, GenerateRequest, Generated, Progress};
 use crate::weights;
 use backend::{Backend, DeviceInfo};
 use checkpoint::Selection;
 use models::Catalog;
 use queue::{Queue, Refusal, Ticket};
 use status::{CancelToken, LoadedModel, Status};
-use worker::{Command, PreviewSlot, QueuedJob};
+use worker::{Command, PreviewSlot, Queued};
 
 /// What can go wrong between a request and its pictures.
 #[derive(Debug, thiserror::Error)]
@@ -106,6 +107,17 @@ pub struct Job {
     pub preview_every: usize,
 }
 
+/// Pictures to be enlarged.
+#[derive(Debug, Clone)]
+pub struct ExtrasJob {
+    /// Task id, `task(extras-AB12CD3)`.
+    pub id: String,
+    /// Who asked, as in [`Job::client`].
+    pub client: String,
+    /// What to make.
+    pub request: ExtrasRequest,
+}
+
 /// A finished (or interrupted) job.
 #[derive(Debug, Clone)]
 pub struct Outcome {
@@ -134,18 +146,18 @@ pub enum JobState {
 
 /// The submitter's end of a job. Dropping it gives up a queued job; a running one goes on.
 #[derive(Debug)]
-pub struct JobHandle {
+pub struct JobHandle<T = Outcome> {
     /// Task id.
     pub id: String,
     /// Latest state.
     pub progress: watch::Receiver<JobState>,
     /// Interrupts or skips.
     pub cancel: Arc<CancelToken>,
-    result: oneshot::Receiver<Result<Outcome, Error>>,
+    result: oneshot::Receiver<Result<T, Error>>,
     _line: LeaveLine,
 }
 
-impl JobHandle {
+impl<T> JobHandle<T> {
     /// Waits until the device thread has taken the job up (or has ended it).
     pub async fn started(&mut self) {
         // An error means that the job has ended, which also is an answer.
@@ -159,7 +171,7 @@ impl JobHandle {
     ///
     /// # Errors
     /// Whatever the job failed with.
-    pub async fn finished(&mut self) -> Result<Outcome, Error> {
+    pub async fn finished(&mut self) -> Result<T, Error> {
         (&mut self.result).await.unwrap_or(Err(Error::ShuttingDown))
     }
 }
@@ -242,7 +254,21 @@ impl Engine {
             .enter(&job.client, &job.id)
             .await
             .map_err(|refusal| self.refused(refusal))?;
-        self.fill(place, job)
+        self.fill(place, job.id.clone(), job, Command::Generate)
+    }
+
+    /// Queues an extras job, as [`Self::submit`] does.
+    ///
+    /// # Errors
+    /// [`Error::ShuttingDown`].
+    pub async fn submit_extras(&self, job: ExtrasJob) -> Result<JobHandle<Extras>, Error> {
+        let place = self
+            .shared
+            .queue
+            .enter(&job.client, &job.id)
+            .await
+            .map_err(|refusal| self.refused(refusal))?;
+        self.fill(place, job.id.clone(), job, Command::Extras)
     }
 
     /// Queues a job if there is a place.
@@ -255,7 +281,7 @@ impl Engine {
             .queue
             .try_enter(&job.client, &job.id)
             .map_err(|refusal| self.refused(refusal))?;
-        self.fill(place, job)
+        self.fill(place, job.id.clone(), job, Command::Generate)
     }
 
     /// Makes a checkpoint the loaded one, behind the jobs already queued. On failure the previous one stays.
@@ -365,12 +391,17 @@ impl Engine {
         }
     }
 
-    fn fill(&self, place: queue::Place<Command>, job: Job) -> Result<JobHandle, Error> {
-        let id = job.id.clone();
+    fn fill<J, T>(
+        &self,
+        place: queue::Place<Command>,
+        id: String,
+        job: J,
+        command: fn(Box<Queued<J, T>>) -> Command,
+    ) -> Result<JobHandle<T>, Error> {
         let cancel = Arc::new(CancelToken::default());
         let (state, progress) = watch::channel(JobState::Queued);
         let (reply, result) = oneshot::channel();
-        let queued = QueuedJob {
+        let queued = Queued {
             job,
             cancel: cancel.clone(),
             state,
@@ -378,7 +409,7 @@ impl Engine {
             span: tracing::Span::current(),
         };
         let ticket = place
-            .fill(Command::Generate(Box::new(queued)))
+            .fill(command(Box::new(queued)))
             .map_err(|_| Error::ShuttingDown)?;
         Ok(JobHandle {
             id,

@@ -12,6 +12,7 @@ use super::checkpoint::{Checkpoint, Selection, Vae, VaeChoice, strip_extension};
 use super::hashes::{self, HashCache};
 use super::networks::NetworkCatalog;
 use super::scan::{has_extension, natural_order, walk};
+use super::upscalers::UpscalerCatalog;
 use crate::config::Config;
 use crate::pipeline::{CheckpointIdentity, CheckpointSource, VaeIdentity};
 use crate::weights::SafetensorsFile;
@@ -24,6 +25,7 @@ pub struct Catalog {
     hashing: bool,
     pub(super) cache: HashCache,
     pub(super) networks: NetworkCatalog,
+    pub(super) upscalers: UpscalerCatalog,
     /// Files outside the directories that were opened by path.
     added: RwLock<Vec<Checkpoint>>,
     found: RwLock<Found>,
@@ -46,6 +48,7 @@ impl Catalog {
             hashing: config.model.hashing,
             cache: HashCache::open(config.hash_cache_file()),
             networks: NetworkCatalog::open(config),
+            upscalers: UpscalerCatalog::open(config),
             added: RwLock::default(),
             found: RwLock::default(),
         };

@@ -331,7 +331,12 @@ mod tests {
     async fn order_is_first_in_first_out() {
         let queue = Queue::new(8);
         for n in 0..5 {
-            queue.enter("one", &n.to_string()).await.unwrap().fill(n).unwrap();
+            queue
+                .enter("one", &n.to_string())
+                .await
+                .unwrap()
+                .fill(n)
+                .unwrap();
         }
         assert_eq!(queue.pending(), ["0", "1", "2", "3", "4"]);
         let order: Vec<i32> = (0..5).map(|_| queue.pop().unwrap().0).collect();

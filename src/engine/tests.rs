@@ -8,9 +8,12 @@ use std::time::Duration;
 use super::backend::{Backend, DeviceInfo};
 use super::checkpoint::{Selection, VaeChoice};
 use super::models::Catalog;
-use super::{Engine, Error, Job, JobState, Outcome};
+use super::{Engine, Error, ExtrasJob, Job, JobState, Outcome};
 use crate::config::Config;
-use crate::pipeline::{self, Control, GenerateRequest, Generated, Observer, Progress, Timings};
+use crate::pipeline::{
+    self, Control, Extras, ExtrasRequest, ExtrasSize, GenerateRequest, Generated, Observer,
+    PictureUpscaler, Progress, Timings,
+};
 
 /// What the back end does with a job is written in its prompt: `panic`, `fail`, `wait`, or anything else for a quick success.
 struct Scripted {
@@ -20,6 +23,19 @@ struct Scripted {
 }
 
 impl Backend for Scripted {
+    fn upscale(
+        &mut self,
+        request: &ExtrasRequest,
+        _: &dyn Observer,
+    ) -> Result<Extras, pipeline::Error> {
+        match request.upscaler.label() {
+            "Nearest" => panic!("no such pixel"),
+            _ => Ok(Extras::default()),
+        }
+    }
+
+    fn unload_upscaler(&mut self) {}
+
     type Model = String;
 
     fn device(&self) -> DeviceInfo {
@@ -313,4 +329,45 @@ async fn shutting_down_refuses_the_queue_and_interrupts_after_the_grace_time() {
         bench.engine.unload().await,
         Err(Error::ShuttingDown)
     ));
+}
+
+#[tokio::test]
+async fn extras_wait_their_turn_load_nothing_and_survive_a_panic() {
+    let bench = Bench::new(4);
+    let extras = |upscaler| ExtrasJob {
+        id: "task(extras)".into(),
+        client: String::new(),
+        request: ExtrasRequest {
+            pictures: Arc::default(),
+            size: ExtrasSize::By {
+                factor: 2.0,
+                longest: 0,
+            },
+            upscaler,
+            second: None,
+        },
+    };
+    let run = async |upscaler| {
+        let mut handle = bench.engine.submit_extras(extras(upscaler)).await?;
+        handle.finished().await
+    };
+    let error = run(PictureUpscaler::Nearest).await.unwrap_err();
+    assert_eq!(error.to_string(), "the job crashed: no such pixel");
+    assert!(!run(PictureUpscaler::Lanczos).await.unwrap().interrupted);
+    assert_eq!(bench.loads.load(Ordering::Relaxed), 0);
+    assert!(bench.engine.status().loaded.is_none());
+
+    let mut waiting = bench.engine.submit(bench.job("wait")).await.unwrap();
+    waiting.started().await;
+    let queued = bench.engine.submit_extras(extras(PictureUpscaler::Lanczos));
+    let queued = queued.await.unwrap();
+    assert_eq!(bench.engine.pending(), ["task(extras)"]);
+    drop(queued);
+    assert!(bench.engine.pending().is_empty());
+    bench.engine.interrupt();
+    bench.step.send(()).unwrap();
+    assert!(waiting.finished().await.unwrap().generated.interrupted);
+    bench.engine.shut_down(Duration::ZERO).await;
+    let refused = bench.engine.submit_extras(extras(PictureUpscaler::Lanczos));
+    assert!(matches!(refused.await, Err(Error::ShuttingDown)));
 }

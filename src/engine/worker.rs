@@ -4,6 +4,8 @@
 //! previous model in place; a panic drops the model, answers the job, and the thread goes on. Nothing above this file
 //! touches a tensor.
 
+mod extras;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -15,8 +17,10 @@ use super::backend::{Backend, DeviceInfo};
 use super::checkpoint::Selection;
 use super::queue::Queue;
 use super::status::{CancelToken, LoadedModel, Running, Status};
-use super::{Error, Job, JobState, Outcome};
-use crate::pipeline::{self, Control, GenerateRequest, Generated, Observer, Progress, Timings};
+use super::{Error, ExtrasJob, Job, JobState, Outcome};
+use crate::pipeline::{
+    self, Control, Extras, GenerateRequest, Generated, Observer, Progress, Timings,
+};
 
 /// How long one look at a preview asks for further previews.
 const PREVIEW_INTEREST: Duration = Duration::from_secs(10);
@@ -25,6 +29,8 @@ const PREVIEW_INTEREST: Duration = Duration::from_secs(10);
 pub enum Command {
     /// Make pictures.
     Generate(Box<QueuedJob>),
+    /// Enlarge pictures.
+    Extras(Box<QueuedExtras>),
     /// Make a checkpoint the loaded one.
     Load(Box<Selection>, oneshot::Sender<Result<LoadedModel, Error>>),
     /// Drop the loaded checkpoint.
@@ -36,6 +42,7 @@ impl Command {
     pub fn refuse(self) {
         match self {
             Self::Generate(job) => job.answer(Err(Error::ShuttingDown)),
+            Self::Extras(job) => job.answer(Err(Error::ShuttingDown)),
             Self::Load(_, reply) => drop(reply.send(Err(Error::ShuttingDown))),
             Self::Unload(_) => {}
         }
@@ -43,21 +50,26 @@ impl Command {
 }
 
 /// A job in line, with the channels to its submitter.
-pub struct QueuedJob {
+pub struct Queued<J, T> {
     /// What to do.
-    pub job: Job,
+    pub job: J,
     /// Stops it.
     pub cancel: Arc<CancelToken>,
     /// Progress out.
     pub state: watch::Sender<JobState>,
     /// The answer out.
-    pub reply: oneshot::Sender<Result<Outcome, Error>>,
+    pub reply: oneshot::Sender<Result<T, Error>>,
     /// The request's span.
     pub span: tracing::Span,
 }
 
-impl QueuedJob {
-    fn answer(self, result: Result<Outcome, Error>) {
+/// A generation in line.
+pub type QueuedJob = Queued<Job, Outcome>;
+/// An extras job in line.
+pub type QueuedExtras = Queued<ExtrasJob, Extras>;
+
+impl<J, T> Queued<J, T> {
+    fn answer(self, result: Result<T, Error>) {
         // A client that has left is not an error; its files, if any, are written by the task that holds the handle.
         let _ = self.reply.send(result);
         self.state.send_replace(JobState::Finished);
@@ -173,6 +185,10 @@ impl<B: Backend> Worker<B> {
                     tracing::debug!(job = %job.job.id, "dropped: its client left the queue");
                 }
                 Command::Generate(job) => self.job(*job),
+                Command::Extras(job) if job.reply.is_closed() => {
+                    tracing::debug!(job = %job.job.id, "dropped: its client left the queue");
+                }
+                Command::Extras(job) => self.extras(*job),
                 Command::Load(selection, reply) => {
                     let result = self.ensure(&selection);
                     if let Err(error) = &result {
@@ -313,6 +329,7 @@ impl<B: Backend> Worker<B> {
 
     fn unload(&mut self) {
         self.loaded = None;
+        self.backend.unload_upscaler();
         crate::trim_memory();
         self.status.send_modify(|status| status.loaded = None);
     }

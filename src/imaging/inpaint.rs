@@ -10,7 +10,7 @@ use super::composite::{
     alpha_composite, flatten, invert, paste, paste_masked, premultiply, to_grey, to_rgb, to_rgba,
     unpremultiply,
 };
-use super::fit::{ResizeMode, fit};
+use super::fit::{ResizeMode, fit, fit_with};
 use super::resize::{Filter, resize};
 
 /// Alpha above which a mask with transparency counts as painted.
@@ -242,7 +242,7 @@ pub struct PreparedImage {
     pub overlay: RgbaImage,
 }
 
-/// Prepares an init image for a masked job. `scale` brings an RGB picture to a size: [`fit`] or an upscaler.
+/// Prepares an init image for a masked job, scaling by Lanczos.
 ///
 /// # Errors
 /// Those of [`fit`].
@@ -251,8 +251,23 @@ pub fn prepare_image(
     mask: &PreparedMask,
     options: &MaskOptions,
 ) -> Result<PreparedImage, Error> {
+    prepare_image_with(source, mask, options, &|picture, width, height| {
+        resize(picture, width, height, Filter::Lanczos)
+    })
+}
+
+/// Prepares an init image for a masked job. `scale` brings an RGB picture to a size: an upscaler.
+///
+/// # Errors
+/// The scaler's, and those of [`fit`].
+pub fn prepare_image_with<E: From<Error>>(
+    source: &RgbImage,
+    mask: &PreparedMask,
+    options: &MaskOptions,
+    scale: &dyn Fn(&RgbImage, u32, u32) -> Result<RgbImage, E>,
+) -> Result<PreparedImage, E> {
     let whole = match mask.region {
-        None => fit(source, options.resize_mode, options.size)?,
+        None => fit_with(source, options.resize_mode, options.size, scale)?,
         Some(_) => source.clone(),
     };
     let fitted_overlay;
@@ -266,7 +281,7 @@ pub fn prepare_image(
     unpremultiply(&mut overlay, 4);
     let image = match mask.region {
         None => whole,
-        Some(region) => fit(&region.cut(&whole), ResizeMode::Fill, options.size)?,
+        Some(region) => fit_with(&region.cut(&whole), ResizeMode::Fill, options.size, scale)?,
     };
     Ok(PreparedImage { image, overlay })
 }

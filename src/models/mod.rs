@@ -5,12 +5,14 @@
 
 mod build;
 pub mod clip;
+pub mod esrgan;
 pub mod taesd;
 pub mod unet;
 mod unet_blocks;
 pub mod vae;
 
 pub use clip::{TextTower, TowerOutput};
+pub use esrgan::Esrgan;
 pub use taesd::Taesd;
 pub use unet::{Conditioning, Unet};
 pub use vae::Vae;

@@ -1,12 +1,14 @@
 //! The bridge from candle tensors to the fused bodies: each operation is a `CustomOp` whose `cpu_fwd` hands plain slices
 //! to [`super::cpu`]. Inputs are contiguous `f32`.
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, bail};
+use candle_core::{
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Storage, Tensor, bail,
+};
 
 use super::block_cache::buffer;
 use super::cpu::Isa;
 use super::cpu::attention::{self, Heads};
-use super::cpu::gemm::{Epilogue, Rows, Window, gemm};
+use super::cpu::gemm::{Epilogue, Part, Rows, Window, gemm};
 use super::cpu::math::Activation;
 use super::cpu::norm::{self, Groups};
 use super::cpu::packed::Packed;
@@ -19,6 +21,13 @@ fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
             bail!("fused operation on a tensor that is not contiguous: {layout:?}")
         }
         _ => bail!("fused operation on a tensor that is not f32"),
+    }
+}
+
+fn cpu_values<'a>(storage: &'a Storage, layout: &Layout) -> Result<&'a [f32]> {
+    match storage {
+        Storage::Cpu(storage) => values(storage, layout),
+        _ => bail!("fused operation on a tensor that is not on the CPU"),
     }
 }
 
@@ -112,10 +121,47 @@ pub(super) struct Conv2d<'a> {
     pub(super) bias: Option<&'a [f32]>,
     pub(super) window: Window,
     pub(super) activation: Activation,
+    pub(super) slopes: Option<&'a [f32]>,
     pub(super) second: Second,
 }
 
 impl Conv2d<'_> {
+    /// Over several pictures, their channels side by side. candle's own operations take three tensors at most.
+    pub(super) fn run_parts(&self, parts: &[&Tensor], residual: Option<&Tensor>) -> Result<Tensor> {
+        let guards: Vec<_> = parts.iter().map(|x| x.storage_and_layout()).collect();
+        let mut slices: Vec<Part<'_>> = Vec::with_capacity(parts.len());
+        for (storage, layout) in &guards {
+            let channels = layout.dims().last().copied().unwrap_or(0);
+            slices.push((cpu_values(storage, layout)?, channels));
+        }
+        let second = residual.map(Tensor::storage_and_layout);
+        let second = match &second {
+            Some((storage, layout)) => Some(cpu_values(storage, layout)?),
+            None => None,
+        };
+        let w = self.window;
+        let shape = (w.batch, w.out_height, w.out_width, self.weight.outputs());
+        let mut out = buffer(shape.0 * shape.1 * shape.2 * shape.3);
+        gemm(
+            Rows::Pictures(&slices, w),
+            self.weight,
+            self.epilogue(second),
+            &mut out,
+        );
+        Tensor::from_vec(out, shape, parts[0].device())
+    }
+
+    fn epilogue<'s>(&'s self, second: Option<&'s [f32]>) -> Epilogue<'s> {
+        Epilogue {
+            bias: self.bias,
+            rows_per_batch: self.window.out_height * self.window.out_width,
+            activation: self.activation,
+            slopes: self.slopes,
+            residual: second.filter(|_| self.second == Second::Residual),
+            row_bias: second.filter(|_| self.second == Second::PerImage),
+        }
+    }
+
     fn run(
         &self,
         x: &CpuStorage,
@@ -125,17 +171,10 @@ impl Conv2d<'_> {
         let w = self.window;
         let outputs = self.weight.outputs();
         let mut out = buffer(w.batch * w.out_height * w.out_width * outputs);
-        let epilogue = Epilogue {
-            bias: self.bias,
-            rows_per_batch: w.out_height * w.out_width,
-            activation: self.activation,
-            residual: second.filter(|_| self.second == Second::Residual),
-            row_bias: second.filter(|_| self.second == Second::PerImage),
-        };
         gemm(
             Rows::Picture(values(x, layout)?, w),
             self.weight,
-            epilogue,
+            self.epilogue(second),
             &mut out,
         );
         Ok(output(out, (w.batch, w.out_height, w.out_width, outputs)))

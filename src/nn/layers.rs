@@ -197,7 +197,9 @@ pub struct Conv2d {
     pub(super) weight: Weight,
     pub(super) kernel: usize,
     sampling: Sampling,
-    activation: Activation,
+    pub(super) activation: Activation,
+    /// `PReLU`'s factors, on the host and on the device.
+    pub(super) slopes: Option<(Vec<f32>, Tensor)>,
     circular: Arc<AtomicBool>,
     pub(super) origins: Vec<Origin>,
 }
@@ -232,6 +234,7 @@ impl Conv2d {
             kernel,
             sampling,
             activation: Activation::None,
+            slopes: None,
             // What is padded on two sides only is padded with zeros by its model, not by the convolution.
             circular: if sampling == Sampling::HALVE_VAE {
                 Arc::default()
@@ -261,13 +264,13 @@ impl Conv2d {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match &self.weight {
             Weight::Packed { weight, bias } => x.apply_op1_no_bwd(&self.op(
-                x,
+                x.dims4()?,
                 weight,
                 bias.as_deref(),
                 kernels::Second::Residual,
             )?),
             Weight::Tensors { weight, bias } => {
-                reference::activate(&self.composed(x, weight, bias.as_ref())?, self.activation)
+                self.activated(&self.composed(x, weight, bias.as_ref())?)
             }
         }
     }
@@ -280,11 +283,15 @@ impl Conv2d {
         match &self.weight {
             Weight::Packed { weight, bias } => x.apply_op2_no_bwd(
                 residual,
-                &self.op(x, weight, bias.as_deref(), kernels::Second::Residual)?,
+                &self.op(
+                    x.dims4()?,
+                    weight,
+                    bias.as_deref(),
+                    kernels::Second::Residual,
+                )?,
             ),
             Weight::Tensors { weight, bias } => {
-                reference::activate(&self.composed(x, weight, bias.as_ref())?, self.activation)?
-                    + residual
+                self.activated(&self.composed(x, weight, bias.as_ref())?)? + residual
             }
         }
     }
@@ -297,16 +304,17 @@ impl Conv2d {
         match &self.weight {
             Weight::Packed { weight, bias } => x.apply_op2_no_bwd(
                 per_image,
-                &self.op(x, weight, bias.as_deref(), kernels::Second::PerImage)?,
+                &self.op(
+                    x.dims4()?,
+                    weight,
+                    bias.as_deref(),
+                    kernels::Second::PerImage,
+                )?,
             ),
             Weight::Tensors { weight, bias } => {
                 let shift = per_image.unsqueeze(1)?.unsqueeze(1)?;
-                reference::activate(
-                    &self
-                        .composed(x, weight, bias.as_ref())?
-                        .broadcast_add(&shift)?,
-                    self.activation,
-                )
+                let y = self.composed(x, weight, bias.as_ref())?;
+                self.activated(&y.broadcast_add(&shift)?)
             }
         }
     }
@@ -317,14 +325,13 @@ impl Conv2d {
         self.weight.bytes()
     }
 
-    fn op<'a>(
-        &self,
-        x: &Tensor,
+    pub(super) fn op<'a>(
+        &'a self,
+        (batch, height, width, channels): (usize, usize, usize, usize),
         weight: &'a Packed,
         bias: Option<&'a [f32]>,
         second: kernels::Second,
     ) -> Result<kernels::Conv2d<'a>> {
-        let (batch, height, width, channels) = x.dims4()?;
         if channels * self.kernel * self.kernel != weight.inputs() {
             candle_core::bail!(
                 "conv2d: {channels} channels, weight takes {}",
@@ -353,11 +360,17 @@ impl Conv2d {
             bias,
             window,
             activation: self.activation,
+            slopes: self.slopes.as_ref().map(|(values, _)| values.as_slice()),
             second,
         })
     }
 
-    fn composed(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    pub(super) fn composed(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+    ) -> Result<Tensor> {
         reference::conv2d(
             x,
             weight,

@@ -6,6 +6,7 @@
 pub mod attention;
 pub mod block_cache;
 pub mod cpu;
+mod dense;
 mod kernels;
 pub mod layers;
 mod product;

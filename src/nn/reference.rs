@@ -26,7 +26,13 @@ pub(super) fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
         Activation::Gelu => x.gelu_erf(),
         Activation::QuickGelu => x * candle_nn::ops::sigmoid(&(x * 1.702)?)?,
         Activation::Relu => x.relu(),
+        Activation::LeakyRelu => x.maximum(&(x * 0.2)?),
     }
+}
+
+/// `max(x, 0) + slopes * min(x, 0)`, `slopes` being `[channels]` of the last axis.
+pub(super) fn prelu(x: &Tensor, slopes: &Tensor) -> Result<Tensor> {
+    x.relu()? - x.neg()?.relu()?.broadcast_mul(slopes)?
 }
 
 /// Convolution of `[batch, height, width, in]` with `[out, in, kernel, kernel]`.

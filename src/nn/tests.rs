@@ -348,3 +348,76 @@ fn layers_of_the_device_path_and_the_fused_path_agree() {
         "a wrong width is an error, not a panic"
     );
 }
+
+#[test]
+fn a_convolution_of_parts_equals_one_of_the_joined_picture_on_every_isa() {
+    for isa in Isa::available() {
+        // The last one is cut into blocks of k in the middle of a part.
+        for (widths, n) in [
+            (&[3][..], 5),
+            (&[16, 7, 1], 33),
+            (&[64, 32, 32], 32),
+            (&[200, 100], 20),
+        ] {
+            let (h, w, c) = (5, 7, widths.iter().sum::<usize>());
+            let parts: Vec<Vec<f32>> = widths
+                .iter()
+                .map(|c| random(h * w * c, *c as u64))
+                .collect();
+            let slices: Vec<_> = parts
+                .iter()
+                .map(Vec::as_slice)
+                .zip(widths.iter().copied())
+                .collect();
+            let (weight, bias) = (random(n * c * 9, 2), random(n, 3));
+            let (slopes, residual) = (random(n, 4), random(h * w * n, 5));
+            let index = Conv2d::tap_major(c, 9);
+            let packed = Packed::new(isa, &weight, n, Columns::Plain, index);
+            let window = Window {
+                batch: 1,
+                height: h,
+                width: w,
+                channels: c,
+                out_height: h,
+                out_width: w,
+                kernel: 3,
+                stride: 1,
+                pad: 1,
+                upsample: 1,
+                circular: false,
+            };
+            let epilogue = Epilogue {
+                bias: Some(&bias),
+                slopes: Some(&slopes),
+                residual: Some(&residual),
+                ..Epilogue::default()
+            };
+            let mut got = vec![f32::NAN; h * w * n];
+            gemm(Rows::Pictures(&slices, window), &packed, epilogue, &mut got);
+            let tensors: Vec<Tensor> = parts
+                .iter()
+                .zip(widths)
+                .map(|(values, c)| tensor(values, &[1, h, w, *c]))
+                .collect();
+            let joined = Tensor::cat(&tensors, 3).expect("joined");
+            let (weight, bias) = (tensor(&weight, &[n, c, 3, 3]), tensor(&bias, &[n]));
+            let y = reference::conv2d(&joined, &weight, Some(&bias), Sampling::SAME, false);
+            let y = reference::prelu(&y.expect("composed"), &tensor(&slopes, &[n])).expect("prelu");
+            let want = (y + tensor(&residual, &[1, h, w, n])).expect("sum");
+            let what = format!("{isa:?} parts {widths:?} to {n}");
+            close(&what, &got, &flat(&want), c * 9);
+        }
+    }
+}
+
+#[test]
+fn leaky_relu_is_a_fifth_below_zero() {
+    let place = Placement::cpu();
+    let weight = [1.0, 0.0, 0.0, 1.0];
+    let then = Then::Activate(Activation::LeakyRelu);
+    let layer = Linear::new(&place, &weight, 2, None, then).expect("layer");
+    let y = layer.forward(&tensor(&[-1.0, 2.0], &[1, 2])).expect("y");
+    assert_eq!(flat(&y), [-0.2, 2.0]);
+    let composed = reference::activate(&tensor(&[-1.0, 2.0], &[2]), Activation::LeakyRelu);
+    assert_eq!(flat(&composed.expect("composed")), [-0.2, 2.0]);
+}

@@ -128,7 +128,15 @@ impl Pipeline {
             // 5. Denoise: from noise or from pictures, and once more after enlarging.
             let clock = Instant::now();
             let (outcome, from_image) =
-                self.denoise_batch(request, &passes, seeds, observer, &report)?;
+                match self.denoise_batch(request, &passes, seeds, observer, &report) {
+                    // An upscaler was stopped: the batch has no picture, those before it stay.
+                    Err(Error::Skipped) => continue,
+                    Err(Error::Interrupted) => {
+                        done.interrupted = true;
+                        break;
+                    }
+                    other => other?,
+                };
             done.timings.sample += clock.elapsed();
             done.timings.steps += total_steps;
             done.extra_params = description.extra_params(&outcome.infotext);
@@ -183,7 +191,8 @@ impl Pipeline {
                 };
                 let first = self::seeds(request, request.batch_size);
                 let under_mask = image_rng(&plain, (&first, &[]), size);
-                Some(self.start_from_image(init, (size.0, size.1, seeds.0.len()), under_mask)?)
+                let shape = (size.0, size.1, seeds.0.len());
+                Some(self.start_from_image(init, shape, under_mask, observer)?)
             }
             None => None,
         };
@@ -197,7 +206,7 @@ impl Pipeline {
         let encoder = self.model(passes.get(1).map_or(first.model, |pass| pass.model));
         let decoder = self.model(first.model);
         let target = hires.size.target(size.0, size.1);
-        let larger = encoder.enlarge(decoder, latents, hires.upscaler, target)?;
+        let larger = encoder.enlarge(decoder, latents, &hires.upscaler, target, observer)?;
         let second = match passes.get(1) {
             Some(pass) => {
                 let noise = image_rng(request, seeds, latent_size(&larger));

@@ -2,12 +2,10 @@
 //!
 //! Follows `StableDiffusionProcessingTxt2Img.sample_hr_pass` of A1111 (pipeline specification, chapter 6).
 
-use image::RgbImage;
-
 use super::resample::{LatentMode, resample};
-use super::{Error, LATENT_PIXEL, OtherCheckpoint, Pipeline};
+use super::upscale::{PictureUpscaler, Upscaling};
+use super::{Error, LATENT_PIXEL, Observer, OtherCheckpoint, Pipeline};
 use crate::imaging::infotext::Params;
-use crate::imaging::{Filter, resize, upscale_to};
 use crate::sampling::{Latents, Sampler, Scheduler};
 
 /// The second pass.
@@ -72,7 +70,7 @@ pub enum HiresSize {
 }
 
 /// How the first result is enlarged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HiresUpscaler {
     /// Its latents are.
     Latent(LatentMode),
@@ -80,42 +78,23 @@ pub enum HiresUpscaler {
     Picture(PictureUpscaler),
 }
 
-/// Upscalers of pictures that need no model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PictureUpscaler {
-    /// `None`: Lanczos without a name.
-    None,
-    /// `Lanczos`.
-    Lanczos,
-    /// `Nearest`.
-    Nearest,
-}
-
 impl HiresUpscaler {
     /// A1111's name.
     #[must_use]
-    pub const fn label(self) -> &'static str {
+    pub fn label(&self) -> &str {
         match self {
             Self::Latent(mode) => mode.label(),
-            Self::Picture(PictureUpscaler::None) => "None",
-            Self::Picture(PictureUpscaler::Lanczos) => "Lanczos",
-            Self::Picture(PictureUpscaler::Nearest) => "Nearest",
+            Self::Picture(upscaler) => upscaler.label(),
         }
     }
 
-    /// Reads A1111's name.
+    /// Reads A1111's name of one that needs no model.
     #[must_use]
     pub fn find(label: &str) -> Option<Self> {
-        let pictures = [
-            PictureUpscaler::None,
-            PictureUpscaler::Lanczos,
-            PictureUpscaler::Nearest,
-        ]
-        .map(Self::Picture);
         let latents = LatentMode::ALL.map(Self::Latent);
         latents
             .into_iter()
-            .chain(pictures)
+            .chain(PictureUpscaler::BUILT_IN.map(Self::Picture))
             .find(|upscaler| upscaler.label().eq_ignore_ascii_case(label))
     }
 }
@@ -208,13 +187,15 @@ impl Pipeline {
         &self,
         decoder: &Self,
         latents: &Latents,
-        upscaler: HiresUpscaler,
+        upscaler: &HiresUpscaler,
         target: HiresTarget,
+        observer: &dyn Observer,
     ) -> Result<Latents, Error> {
         let (h, w) = (target.height / LATENT_PIXEL, target.width / LATENT_PIXEL);
         let larger = match upscaler {
-            HiresUpscaler::Latent(mode) => resample(latents, h, w, mode),
-            HiresUpscaler::Picture(kind) => {
+            HiresUpscaler::Latent(mode) => resample(latents, h, w, *mode),
+            HiresUpscaler::Picture(upscaler) => {
+                let job = Upscaling::new(&self.upscalers, observer, &|_, _| {});
                 // Not cut to whole latent pixels: the encoder sees all of it, and leaves the rest away.
                 let size = (target.width as u32, target.height as u32);
                 let mut data = Vec::new();
@@ -222,38 +203,14 @@ impl Pipeline {
                     let [_, c, fh, fw] = latents.shape;
                     let picture =
                         decoder.decode_image(&Latents::new(image.to_vec(), [1, c, fh, fw]))?;
-                    data.extend(
-                        self.encode_image(&enlarge_picture(&picture, kind, size)?)?
-                            .data,
-                    );
+                    let larger = job.resize_to(&picture, upscaler, size)?;
+                    data.extend(self.encode_image(&larger)?.data);
                 }
                 Latents::new(data, [latents.batch(), latents.shape[1], h, w])
             }
         };
         Ok(crop(&larger, target.truncate))
     }
-}
-
-fn enlarge_picture(
-    picture: &RgbImage,
-    kind: PictureUpscaler,
-    (width, height): (u32, u32),
-) -> Result<RgbImage, Error> {
-    let filter = match kind {
-        PictureUpscaler::Nearest => Filter::Nearest,
-        PictureUpscaler::Lanczos => Filter::Lanczos,
-        PictureUpscaler::None => return Ok(resize(picture, width, height, Filter::Lanczos)?),
-    };
-    // A1111's upscalers go by whole pixels, then down to multiples of 8.
-    upscale_to(picture, (width, height), |picture, factor| {
-        let by = |side: u32, unit: u32| (f64::from(side) * factor) as u32 / unit * unit;
-        let (w, h) = picture.dimensions();
-        if by(w, 8) <= w && by(h, 8) <= h {
-            return Ok(picture.clone());
-        }
-        let larger = resize(picture, by(w, 1), by(h, 1), filter)?;
-        Ok(resize(&larger, by(w, 8), by(h, 8), Filter::Lanczos)?)
-    })
 }
 
 /// Latents without `columns` and `rows`, the smaller half of an odd number cut off at the start.

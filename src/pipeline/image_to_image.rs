@@ -8,13 +8,14 @@ use candle_core::{DType, Tensor};
 use image::{GrayImage, RgbImage, RgbaImage};
 
 use super::resample::{LatentMode, resample};
-use super::{Error, LATENT_PIXEL, Pipeline, SoftInpainting};
+use super::upscale::{PictureUpscaler, Upscaling};
+use super::{Error, LATENT_PIXEL, Observer, Pipeline, SoftInpainting};
 use crate::imaging::infotext::Params;
 use crate::imaging::inpaint::{
     InpaintArea, MaskEdge, MaskMode, MaskOptions, Region, apply_overlay, fill_masked, latent_mask,
-    prepare_image, prepare_mask,
+    prepare_image_with, prepare_mask,
 };
-use crate::imaging::{ColorReference, ResizeMode, fit, soft_overlay};
+use crate::imaging::{ColorReference, ResizeMode, fit_with, soft_overlay};
 use crate::rng::ImageRng;
 use crate::sampling::{ExactSteps, Latents, Mask};
 
@@ -25,6 +26,8 @@ pub struct InitImage {
     pub pictures: Arc<Vec<RgbImage>>,
     /// How a picture of another size becomes the job's.
     pub resize: ImageResize,
+    /// What enlarges it (`upscaler_for_img2img`).
+    pub upscaler: PictureUpscaler,
     /// Share of the schedule that is run, 0 to 1.
     pub strength: f32,
     /// Whether the asked-for steps are all run.
@@ -218,7 +221,12 @@ impl Pipeline {
         init: &InitImage,
         (width, height, batch): (usize, usize, usize),
         mut under_mask: ImageRng,
+        observer: &dyn Observer,
     ) -> Result<ImageStart, Error> {
+        let job = Upscaling::new(&self.upscalers, observer, &|_, _| {});
+        let enlarge = |picture: &RgbImage, width, height| {
+            job.resize_to(picture, &init.upscaler, (width, height))
+        };
         let size = (width as u32, height as u32);
         let (h, w) = (height / LATENT_PIXEL, width / LATENT_PIXEL);
         let painted = match &init.mask {
@@ -231,10 +239,12 @@ impl Pipeline {
             let mut end = Finish::default();
             let mut picture = match &painted {
                 Some((mask, prepared)) => {
-                    let ready = prepare_image(source, prepared, &mask.options)?;
+                    let ready = prepare_image_with(source, prepared, &mask.options, &enlarge)?;
                     end.overlay = if let Some(settings) = mask.soft {
                         let original = match (prepared.region, init.resize) {
-                            (None, ImageResize::Pixels(mode)) => fit(source, mode, size)?,
+                            (None, ImageResize::Pixels(mode)) => {
+                                fit_with(source, mode, size, enlarge)?
+                            }
                             _ => source.clone(),
                         };
                         Overlay::Soft(Box::new(SoftOriginal {
@@ -250,7 +260,7 @@ impl Pipeline {
                     ready.image
                 }
                 None => match init.resize {
-                    ImageResize::Pixels(mode) => fit(source, mode, size)?,
+                    ImageResize::Pixels(mode) => fit_with(source, mode, size, enlarge)?,
                     ImageResize::Latents => source.clone(),
                 },
             };

@@ -19,6 +19,7 @@ pub mod request;
 pub mod resample;
 mod soft_inpainting;
 mod texts;
+pub mod upscale;
 mod vocabulary;
 
 pub use hires::{Hires, HiresSize, HiresUpscaler};
@@ -30,6 +31,9 @@ pub use request::{
 };
 pub use resample::LatentMode;
 pub use soft_inpainting::SoftInpainting;
+pub use upscale::{
+    Extras, ExtrasRequest, ExtrasSize, PictureUpscaler, Tiling, UpscalerFile, UpscalerSlot,
+};
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -75,6 +79,9 @@ pub enum Error {
     /// The job was interrupted.
     #[error("interrupted")]
     Interrupted,
+    /// The batch was skipped.
+    #[error("skipped")]
+    Skipped,
 }
 
 /// Where a checkpoint's bytes come from.
@@ -114,6 +121,7 @@ pub struct Pipeline {
     table: SigmaTable,
     parameterization: Parameterization,
     native_size: (usize, usize),
+    upscalers: UpscalerSlot,
     kind: Kind,
     /// How the checkpoint was loaded, and others are.
     load_options: LoadOptions,
@@ -186,10 +194,18 @@ impl Pipeline {
                 Parameterization::Epsilon
             },
             native_size,
+            upscalers: UpscalerSlot::new(options.device.clone(), options.dtype, || None),
             kind,
             load_options: options.clone(),
             others: Vec::new(),
         })
+    }
+
+    /// Uses the upscalers of `slot` from now on, in place of a slot of its own.
+    #[must_use]
+    pub fn with_upscalers(mut self, slot: &UpscalerSlot) -> Self {
+        self.upscalers = slot.clone();
+        self
     }
 
     /// Width and height in pixels that a request without a size gets.

@@ -207,6 +207,7 @@ impl Pipeline {
             };
             let identity = wanted.identity.clone();
             let other = Self::load_as(role, &wanted.source, identity, &options)?;
+            let other = other.with_upscalers(&self.upscalers);
             self.others.push((wanted.clone(), other));
         }
         Ok(())

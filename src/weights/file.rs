@@ -15,8 +15,9 @@ use super::{Error, Source, convert};
 /// Largest header accepted: the format's own limit, 100 MB.
 const HEADER_LIMIT: u64 = 100_000_000;
 
+/// The bytes of a file.
 #[derive(Debug)]
-enum Bytes {
+pub(super) enum Bytes {
     Mapped(Mmap),
     Owned(Vec<u8>),
 }
@@ -38,10 +39,6 @@ impl SafetensorsFile {
     /// # Errors
     /// [`Error::Open`], [`Error::Format`], [`Error::HeaderLength`], [`Error::Truncated`] or [`Error::Header`].
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let open_error = |source| Error::Open {
-            path: path.into(),
-            source,
-        };
         if path.is_dir() {
             return Err(Error::Format {
                 path: path.into(),
@@ -49,18 +46,7 @@ impl SafetensorsFile {
                 remedy: "a diffusers folder cannot be loaded yet; use the model's single-file release",
             });
         }
-        let file = File::open(path).map_err(open_error)?;
-        if file.metadata().map_err(open_error)?.len() == 0 {
-            return Err(Error::Truncated {
-                path: path.into(),
-                expected: 8,
-                found: 0,
-            });
-        }
-        // SAFETY: the map is read-only; a process that truncates the file while it is mapped would raise SIGBUS, which
-        // the documentation of `--data-dir` forbids (replace files by renaming, as every downloader does).
-        let map = unsafe { Mmap::map(&file) }.map_err(open_error)?;
-        Self::from_bytes(path, Bytes::Mapped(map))
+        Self::from_bytes(path, Bytes::map(path)?)
     }
 
     /// The same from memory; `path` is only used in messages.
@@ -166,7 +152,27 @@ impl SafetensorsFile {
 }
 
 impl Bytes {
-    fn as_slice(&self) -> &[u8] {
+    /// Maps a file.
+    pub(super) fn map(path: &Path) -> Result<Self, Error> {
+        let open_error = |source| Error::Open {
+            path: path.into(),
+            source,
+        };
+        let file = File::open(path).map_err(open_error)?;
+        if file.metadata().map_err(open_error)?.len() == 0 {
+            return Err(Error::Truncated {
+                path: path.into(),
+                expected: 8,
+                found: 0,
+            });
+        }
+        // SAFETY: the map is read-only; a process that truncates the file while it is mapped would raise SIGBUS, which
+        // the documentation of `--data-dir` forbids (replace files by renaming, as every downloader does).
+        let map = unsafe { Mmap::map(&file) }.map_err(open_error)?;
+        Ok(Self::Mapped(map))
+    }
+
+    pub(super) fn as_slice(&self) -> &[u8] {
         match self {
             Self::Mapped(map) => map,
             Self::Owned(bytes) => bytes,
@@ -184,6 +190,15 @@ impl Bytes {
             let _ = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, from, len) };
         }
     }
+}
+
+/// Whether a file begins as safetensors do: a length, then an object in JSON.
+pub(super) fn is_safetensors(path: &Path) -> Result<bool, Error> {
+    let bytes = Bytes::map(path)?;
+    Ok(matches!(
+        bytes.as_slice(),
+        [_, _, _, _, _, _, 0, 0, b'{', ..]
+    ))
 }
 
 /// Names the formats people mistake for safetensors.

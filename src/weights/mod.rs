@@ -9,12 +9,14 @@ pub mod detect;
 pub mod embedding;
 pub mod file;
 pub mod lora;
+pub mod pickle;
 pub mod synthetic;
 
 use std::path::{Path, PathBuf};
 
 pub use detect::Kind;
 pub use file::SafetensorsFile;
+pub use pickle::PickleFile;
 
 /// Why a checkpoint cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +78,22 @@ pub enum Error {
         what: &'static str,
         /// What to do.
         remedy: &'static str,
+    },
+    /// A PyTorch file that is damaged, or more than weights.
+    #[error("cannot load `{}`: {reason}; sdgen reads PyTorch files of weights alone and runs nothing in them: use a `.safetensors` file of the model, or one saved anew by a recent PyTorch", path.display())]
+    Pickle {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A file of weights that is no upscaler.
+    #[error("`{}` is no upscaler that sdgen knows: {reason}; RRDBNet (ESRGAN, Real-ESRGAN, BSRGAN) and SRVGGNetCompact are", path.display())]
+    Upscaler {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
     },
     /// A safetensors file of another kind of model.
     #[error("`{}` is {kind}, not an SDXL checkpoint; {}", path.display(), kind.remedy())]
@@ -161,6 +179,21 @@ pub trait Source: Sync {
     /// # Errors
     /// [`Error::Missing`], [`Error::Dtype`] or [`Error::NotFinite`].
     fn read(&self, key: &str) -> Result<Vec<f32>, Error>;
+}
+
+/// Opens a file of weights by what it is: safetensors, or a PyTorch file.
+///
+/// # Errors
+/// Those of [`SafetensorsFile::open`] and [`PickleFile::open`].
+pub fn open(path: &Path) -> Result<Box<dyn Source>, Error> {
+    let is_pickle = path
+        .extension()
+        .is_some_and(|found| ["pth", "pt"].iter().any(|e| found.eq_ignore_ascii_case(e)));
+    if is_pickle && !file::is_safetensors(path)? {
+        Ok(Box::new(PickleFile::open(path)?))
+    } else {
+        Ok(Box::new(SafetensorsFile::open(path)?))
+    }
 }
 
 /// The tensors of a [`Source`] below a key prefix.

@@ -49,13 +49,18 @@ pub(crate) enum Rows<'a> {
     Matrix(&'a [f32]),
     /// A picture under a window.
     Picture(&'a [f32], Window),
+    /// Pictures of one size, their channels side by side, read where they lie; the window counts all channels.
+    Pictures(&'a [Part<'a>], Window),
 }
+
+/// Some channels of a picture: pixels and how many channels each has.
+pub(crate) type Part<'a> = (&'a [f32], usize);
 
 impl Rows<'_> {
     fn count(&self, k: usize) -> usize {
         match self {
             Self::Matrix(a) => a.len() / k.max(1),
-            Self::Picture(_, w) => w.batch * w.out_height * w.out_width,
+            Self::Picture(_, w) | Self::Pictures(_, w) => w.batch * w.out_height * w.out_width,
         }
     }
 }
@@ -70,6 +75,8 @@ pub(crate) struct Epilogue<'a> {
     /// Rows of one batch entry (for `row_bias`).
     pub(crate) rows_per_batch: usize,
     pub(crate) activation: Activation,
+    /// `[n]`: factors on what is negative (`PReLU`), after the activation.
+    pub(crate) slopes: Option<&'a [f32]>,
     /// `[m, outputs]`: added last.
     pub(crate) residual: Option<&'a [f32]>,
 }
@@ -93,13 +100,14 @@ pub(crate) fn gemm(rows: Rows<'_>, w: &Packed, epilogue: Epilogue<'_>, out: &mut
         ),
         "gemm: row bias size"
     );
-    if let Rows::Picture(x, p) = rows {
-        assert_eq!(
-            x.len(),
-            p.batch * p.height * p.width * p.channels,
-            "gemm: picture size"
-        );
-        assert_eq!(w.k, p.kernel * p.kernel * p.channels, "gemm: window size");
+    assert!(
+        epilogue.slopes.is_none_or(|s| s.len() == outputs),
+        "gemm: slopes"
+    );
+    match rows {
+        Rows::Matrix(_) => {}
+        Rows::Picture(x, p) => check_window(&[(x, p.channels)], p, w.k),
+        Rows::Pictures(parts, p) => check_window(parts, p, w.k),
     }
     if m == 0 || w.k == 0 {
         return;
@@ -111,7 +119,7 @@ pub(crate) fn gemm(rows: Rows<'_>, w: &Packed, epilogue: Epilogue<'_>, out: &mut
     let chunk = m.div_ceil(wanted).next_multiple_of(24).min(ROWS_PER_TASK);
     let chunks = m.div_ceil(chunk);
     let zeros = match rows {
-        Rows::Picture(_, p) => vec![0f32; p.channels],
+        Rows::Picture(_, p) | Rows::Pictures(_, p) => vec![0f32; p.channels],
         Rows::Matrix(_) => Vec::new(),
     };
     let out = Shared::new(out);
@@ -128,6 +136,21 @@ pub(crate) fn gemm(rows: Rows<'_>, w: &Packed, epilogue: Epilogue<'_>, out: &mut
             panel,
         });
     });
+}
+
+/// The parts are the window's picture, and the window is the weight's.
+fn check_window(parts: &[Part<'_>], window: Window, k: usize) {
+    let pixels = window.batch * window.height * window.width;
+    for (values, channels) in parts {
+        assert_eq!(values.len(), pixels * channels, "gemm: picture size");
+    }
+    let channels: usize = parts.iter().map(|(_, channels)| channels).sum();
+    assert_eq!(channels, window.channels, "gemm: channels");
+    assert_eq!(
+        k,
+        window.kernel * window.kernel * channels,
+        "gemm: window size"
+    );
 }
 
 struct Task<'a> {
@@ -190,7 +213,7 @@ impl Task<'_> {
                     acc[i][j] = S::load_up_to(p, width);
                 });
             }
-            let mut b = self
+            let b = self
                 .w
                 .data
                 .as_ptr()
@@ -204,22 +227,11 @@ impl Task<'_> {
                     micro::<S, MR>(&p, b, end - begin, &mut acc);
                 }
                 Rows::Picture(x, window) => {
-                    let pixels: [Pixel; MR] =
-                        std::array::from_fn(|i| window.pixel(m + if i < valid { i } else { 0 }));
-                    let c = window.channels;
-                    let mut at = begin;
-                    while at < end {
-                        let (tap, first) = (at / c, at % c);
-                        let count = (c - first).min(end - at);
-                        let p: [*const f32; MR] =
-                            std::array::from_fn(|i| match window.source(pixels[i], tap) {
-                                Some(offset) => x.as_ptr().add(offset + first),
-                                None => self.zeros.as_ptr().add(first),
-                            });
-                        micro::<S, MR>(&p, b, count, &mut acc);
-                        b = b.add(count * nr);
-                        at += count;
-                    }
+                    let part = [(x, window.channels)];
+                    self.taps::<S, MR>(&part, window, (m, valid), (begin, end), b, &mut acc);
+                }
+                Rows::Pictures(parts, window) => {
+                    self.taps::<S, MR>(parts, window, (m, valid), (begin, end), b, &mut acc);
                 }
             }
             if end < self.w.k {
@@ -230,6 +242,48 @@ impl Task<'_> {
             } else {
                 self.finish::<S, MR>(m, valid, &acc);
             }
+        }
+    }
+
+    /// Adds the products `begin..end` of a window's taps, part by part.
+    #[inline(always)]
+    unsafe fn taps<S: Simd, const MR: usize>(
+        &self,
+        parts: &[Part<'_>],
+        window: Window,
+        (m, valid): (usize, usize),
+        (begin, end): (usize, usize),
+        mut b: *const f32,
+        acc: &mut [[S::V; NV]; MR],
+    ) {
+        let pixels: [Pixel; MR] =
+            std::array::from_fn(|i| window.pixel(m + if i < valid { i } else { 0 }));
+        let c = window.channels;
+        let mut at = begin;
+        while at < end {
+            let (tap, first) = (at / c, at % c);
+            let stop = c.min(first + end - at);
+            let sources: [Option<usize>; MR] =
+                std::array::from_fn(|i| window.source(pixels[i], tap));
+            let mut before = 0;
+            for &(x, channels) in parts {
+                let (from, to) = (first.max(before), stop.min(before + channels));
+                let skipped = from.wrapping_sub(before);
+                before += channels;
+                if from >= to {
+                    continue;
+                }
+                // SAFETY: see `run`; `source` names a pixel of the picture, `skipped + to - from <= channels`.
+                unsafe {
+                    let p: [*const f32; MR] = std::array::from_fn(|i| match sources[i] {
+                        Some(pixel) => x.as_ptr().add(pixel * channels + skipped),
+                        None => self.zeros.as_ptr(),
+                    });
+                    micro::<S, MR>(&p, b, to - from, acc);
+                    b = b.add((to - from) * NV * S::LANES);
+                }
+            }
+            at += stop - first;
         }
     }
 
@@ -323,6 +377,11 @@ impl Task<'_> {
                 );
             }
             v = activate::<S>(self.epilogue.activation, v);
+            if let Some(slopes) = self.epilogue.slopes {
+                let zero = S::splat(0.0);
+                let slopes = read(slopes.as_ptr().add(column));
+                v = S::fma(S::min(v, zero), slopes, S::max(v, zero));
+            }
             let at = row * outputs + column;
             if let Some(residual) = self.epilogue.residual {
                 v = S::add(v, read(residual.as_ptr().add(at)));
@@ -352,7 +411,7 @@ impl Window {
         }
     }
 
-    /// Offset of the first channel under tap `tap`, or `None` in the padding.
+    /// Number of the pixel under tap `tap`, or `None` in the padding.
     #[inline(always)]
     fn source(&self, pixel: Pixel, tap: usize) -> Option<usize> {
         let (height, width) = (
@@ -367,7 +426,7 @@ impl Window {
             return None;
         }
         let (y, x) = (y as usize / self.upsample, x as usize / self.upsample);
-        Some((pixel.base + y * self.width + x) * self.channels)
+        Some(pixel.base + y * self.width + x)
     }
 }
 

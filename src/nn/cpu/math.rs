@@ -22,6 +22,8 @@ pub enum Activation {
     QuickGelu,
     /// `max(x, 0)`.
     Relu,
+    /// `max(x, x / 5)`, ESRGAN's.
+    LeakyRelu,
 }
 
 /// `e^x`; 0 below -87, saturating above 88.
@@ -112,6 +114,7 @@ pub(crate) unsafe fn activate<S: Simd>(activation: Activation, x: S::V) -> S::V 
                 S::div(x, S::add(S::splat(1.0), e))
             }
             Activation::Relu => S::max(x, S::splat(0.0)),
+            Activation::LeakyRelu => S::max(x, S::mul(x, S::splat(0.2))),
         }
     }
 }
