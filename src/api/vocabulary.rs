@@ -172,17 +172,20 @@ pub fn sampler_options(request: &Generation, options: &Options) -> SamplerOption
 #[must_use]
 pub fn infotext_fields(infotext: &str, back_compatible: bool) -> Value {
     let parsed = parse(infotext);
-    let is_weighted = |prompt: &str| {
-        parse_attention(prompt)
-            .iter()
-            .any(|(_, weight)| (*weight - 1.0).abs() > f32::EPSILON)
-    };
-    let weighted_prompt = is_weighted(&parsed.prompt) || is_weighted(&parsed.negative_prompt);
+    let weighted_prompt = has_weights(&parsed.prompt) || has_weights(&parsed.negative_prompt);
     serde_json::to_value(parsed.fields(Completion {
         weighted_prompt,
         back_compatible,
     }))
     .unwrap_or_default()
+}
+
+/// Whether a part of a prompt weighs more or less than the rest.
+#[must_use]
+pub fn has_weights(prompt: &str) -> bool {
+    parse_attention(prompt)
+        .iter()
+        .any(|(_, weight)| (*weight - 1.0).abs() > f32::EPSILON)
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ mod fit;
 mod grid;
 pub mod infotext;
 pub mod inpaint;
+pub mod md5;
 mod metadata;
 pub mod naming;
 mod resize;

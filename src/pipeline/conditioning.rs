@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
 
-use super::Error;
 use super::vocabulary::Vocabulary;
+use super::{Error, GenerateRequest};
 use crate::models::TextTower;
 use crate::models::clip::{Replacement, TowerOutput};
 use crate::nn::{Placement, Rewrite, sinusoidal_embedding};
@@ -39,7 +39,40 @@ pub struct TextEncoder {
 struct CacheKey {
     text: String,
     steps: ScheduleSteps,
-    emphasis: Emphasis,
+    how: EncodeOptions,
+}
+
+/// How texts become conditioning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EncodeOptions {
+    /// How attention weights act.
+    pub emphasis: Emphasis,
+    /// Clip skip of CLIP-L; `None` reads the layer before the last, as SDXL was trained.
+    pub clip_l_skip: Option<usize>,
+    /// Tokens that may move to the next chunk so that it starts after a comma.
+    pub comma_backtrack: usize,
+    /// How the numbers of prompt editing are read.
+    pub edit_rule: EditRule,
+}
+
+impl Default for EncodeOptions {
+    fn default() -> Self {
+        Self::of(&GenerateRequest::default())
+    }
+}
+
+impl EncodeOptions {
+    /// What a request asks for.
+    #[must_use]
+    pub fn of(request: &GenerateRequest) -> Self {
+        let settings = &request.settings;
+        Self {
+            emphasis: request.emphasis,
+            clip_l_skip: settings.clip_l_skip.then_some(request.clip_skip),
+            comma_backtrack: settings.comma_backtrack,
+            edit_rule: settings.edit_rule,
+        }
+    }
 }
 
 /// One text as the UNet sees it.
@@ -144,16 +177,16 @@ impl TextEncoder {
         positive: &str,
         negative: &str,
         steps: ScheduleSteps,
-        emphasis: Emphasis,
+        how: EncodeOptions,
     ) -> Result<Prompts, Error> {
         let mut pieces = Vec::new();
         for piece in split_and(positive) {
-            pieces.push((piece.weight, self.edited(&piece.text, steps, emphasis)?));
+            pieces.push((piece.weight, self.edited(&piece.text, steps, how)?));
         }
         let negative = if negative.is_empty() {
             self.zeros(steps)?
         } else {
-            self.edited(negative, steps, emphasis)?
+            self.edited(negative, steps, how)?
         };
         Ok(Prompts {
             positive: pieces,
@@ -164,7 +197,7 @@ impl TextEncoder {
     /// The empty negative prompt: A1111 zeroes text and pooled vector on SDXL instead of encoding it.
     fn zeros(&mut self, steps: ScheduleSteps) -> Result<Arc<EditedPrompt>, Error> {
         let pooled = self
-            .edited("", steps, Emphasis::Original)?
+            .edited("", steps, EncodeOptions::default())?
             .at(0)
             .pooled
             .len();
@@ -185,19 +218,19 @@ impl TextEncoder {
         &mut self,
         text: &str,
         steps: ScheduleSteps,
-        emphasis: Emphasis,
+        how: EncodeOptions,
     ) -> Result<Arc<EditedPrompt>, Error> {
         let key = CacheKey {
             text: text.to_string(),
             steps,
-            emphasis,
+            how,
         };
         if let Some((_, hit)) = self.cache.iter().find(|(k, _)| *k == key) {
             return Ok(hit.clone());
         }
-        let stretches = schedule(text, steps, EditRule::Current);
+        let stretches = schedule(text, steps, how.edit_rule);
         let (ends, texts): (Vec<usize>, Vec<String>) = stretches.into_iter().unzip();
-        let (encoded, embeddings) = self.encode_noting(&texts, emphasis)?;
+        let (encoded, embeddings) = self.encode_noting(&texts, how)?;
         let mut encoded = encoded.into_iter().map(Arc::new);
         let last = encoded
             .next_back()
@@ -220,22 +253,23 @@ impl TextEncoder {
     ///
     /// # Errors
     /// When an encoder fails or produces NaN.
-    pub fn encode(&self, texts: &[String], emphasis: Emphasis) -> Result<Vec<EncodedText>, Error> {
-        Ok(self.encode_noting(texts, emphasis)?.0)
+    pub fn encode(&self, texts: &[String], how: EncodeOptions) -> Result<Vec<EncodedText>, Error> {
+        Ok(self.encode_noting(texts, how)?.0)
     }
 
     /// [`Self::encode`], and the textual inversions found on the way.
     fn encode_noting(
         &self,
         texts: &[String],
-        emphasis: Emphasis,
+        how: EncodeOptions,
     ) -> Result<(Vec<EncodedText>, Vec<Arc<Embedding>>), Error> {
         let chunks_of = |text: &String, tower| {
             let options = ChunkOptions {
+                tower,
+                comma_backtrack: how.comma_backtrack,
                 embeddings: &self.vocabulary,
-                ..ChunkOptions::new(tower)
             };
-            build_chunks(&emphasis.fragments(text), &self.tokenizer, &options)
+            build_chunks(&how.emphasis.fragments(text), &self.tokenizer, &options)
         };
         let mut all: Vec<(Tower, Vec<Chunk>)> = [Tower::ClipL, Tower::OpenClipG]
             .into_iter()
@@ -256,8 +290,8 @@ impl TextEncoder {
             texts.len()
         ];
         for index in 0..count {
-            let (hidden_l, _) = self.weighted(&self.clip_l, l, index, emphasis)?;
-            let (hidden_g, pooled) = self.weighted(&self.big_g, g, index, emphasis)?;
+            let (hidden_l, _) = self.weighted(&self.clip_l, l, index, how)?;
+            let (hidden_g, pooled) = self.weighted(&self.big_g, g, index, how)?;
             for (i, text) in out.iter_mut().enumerate() {
                 let rows_l = hidden_l[i * CHUNK_LENGTH * width_l..].chunks_exact(width_l);
                 let rows_g = hidden_g[i * CHUNK_LENGTH * width_g..].chunks_exact(width_g);
@@ -282,7 +316,7 @@ impl TextEncoder {
         tower: &TextTower,
         texts: &[(Tower, Vec<Chunk>)],
         index: usize,
-        emphasis: Emphasis,
+        how: EncodeOptions,
     ) -> Result<(Vec<f32>, Vec<f32>), Error> {
         let tokens: Vec<[u32; CHUNK_LENGTH]> = texts
             .iter()
@@ -292,15 +326,22 @@ impl TextEncoder {
             .iter()
             .flat_map(|(_, chunks)| chunks[index].weights)
             .collect();
-        let TowerOutput { hidden, pooled } =
-            tower.encode(&tokens, &self.replacements(texts, index))?;
+        let replacements = self.replacements(texts, index);
+        let is_clip_l = texts.iter().any(|(tower, _)| *tower == Tower::ClipL);
+        let TowerOutput { hidden, pooled } = match how.clip_l_skip {
+            Some(skip) if is_clip_l => TowerOutput {
+                hidden: tower.hidden_state(skip, &tokens, &replacements)?,
+                pooled: None,
+            },
+            _ => tower.encode(&tokens, &replacements)?,
+        };
         let mut z = to_host(&hidden)?;
         if z.iter().any(|v| !v.is_finite()) {
             return Err(Error::NotANumber {
                 stage: "text encoder",
             });
         }
-        emphasis
+        how.emphasis
             .apply(&mut z, &multipliers)
             .map_err(|e| Error::Invalid(e.to_string()))?;
         let pooled = pooled.map(|p| to_host(&p)).transpose()?.unwrap_or_default();
@@ -337,12 +378,12 @@ pub struct Sizes {
 }
 
 impl Sizes {
-    /// Original and target size are the picture's, nothing is cropped.
+    /// Original and target size are the picture's; `crop` is top and left.
     #[must_use]
-    pub fn of_picture(width: usize, height: usize) -> Self {
+    pub fn of_picture(width: usize, height: usize, crop: (usize, usize)) -> Self {
         Self {
             original: (height, width),
-            crop: (0, 0),
+            crop,
             target: (height, width),
         }
     }
@@ -391,7 +432,7 @@ mod tests {
 
     #[test]
     fn height_comes_before_width_and_large_sizes_are_half_precision() {
-        let vector = Sizes::of_picture(832, 2049).vector(&[7.0]);
+        let vector = Sizes::of_picture(832, 2049, (0, 0)).vector(&[7.0]);
         assert_eq!(vector.len(), 1 + 6 * SIZE_EMBEDDING);
         assert_eq!(
             (vector[0], vector[1]),

@@ -14,6 +14,8 @@ use super::describe::Description;
 use super::image_to_image::ImageStart;
 use super::network::GuidedUnet;
 use super::networks::{NetworkFile, Networks, Remarks};
+use super::padding::PadConds;
+use super::seeds::{image_rng, latent_size, seeds, singles, subseeds};
 use super::texts::Texts;
 use super::{
     Control, Error, GenerateRequest, Generated, GeneratedImage, LATENT_PIXEL, Observer, Pipeline,
@@ -21,7 +23,7 @@ use super::{
 };
 use crate::imaging::{GridShape, grid};
 use crate::prompt::ScheduleSteps;
-use crate::rng::{ImageRng, ImageRngConfig};
+use crate::rng::ImageRng;
 use crate::sampling::{
     CfgDenoiser, ExactSteps, Guidance, InfotextParams, Latents, Mask, NoiseStreams, Plan,
     image_steps, plan, sample,
@@ -33,6 +35,7 @@ struct Pass {
     networks: Vec<NetworkFile>,
     prompts: Prompts,
     sizes: Sizes,
+    padding: PadConds,
     cfg_scale: f32,
 }
 
@@ -71,6 +74,7 @@ impl Pipeline {
         let texts = Texts::new(request);
 
         let networks = texts.networks(request)?;
+        self.prepare_padding(request.settings.padding)?;
 
         // 3. Work out each pass; merge its LoRAs and encode its prompts.
         let mut remarks = Remarks::default();
@@ -92,6 +96,8 @@ impl Pipeline {
             passes: passes.iter().map(|pass| &pass.plan).collect(),
             lora_hashes: remarks.lora_hashes,
             embedding_hashes: remarks.embedding_hashes,
+            old_timelines: remarks.old_timelines,
+            inpainting: self.is_inpainting(),
         };
         let mut done = Generated {
             images: Vec::new(),
@@ -180,9 +186,12 @@ impl Pipeline {
             Some(pass) => {
                 let noise = image_rng(request, seeds, latent_size(&larger));
                 self.merge(&pass.networks)?;
-                let start = self.second_start(&pass.plan, noise, &larger)?;
+                let start = self.second_start(request, &pass.plan, noise, &larger)?;
                 let before = passes[0].plan.steps;
-                self.denoise(pass, start, observer, &|step| report(before + step))?
+                let mut second =
+                    self.denoise(pass, start, observer, &|step| report(before + step))?;
+                second.infotext.splice(0..0, first.infotext);
+                second
             }
             // A strength of 0 only enlarges.
             None => Outcome {
@@ -201,14 +210,10 @@ impl Pipeline {
         [networks, hires_networks]: [Networks; 2],
         remarks: &mut Remarks,
     ) -> Result<Vec<Pass>, Error> {
+        let settings = &request.settings;
+        let table = settings.table(self.own_table);
         let new_plan = |sampler, scheduler, steps| {
-            plan(
-                sampler,
-                scheduler,
-                steps,
-                &request.sampler_options,
-                &self.table,
-            )
+            plan(sampler, scheduler, steps, &request.sampler_options, &table)
         };
         let full = new_plan(request.sampler, request.scheduler, request.steps);
         let calls = full.expected_calls();
@@ -246,19 +251,28 @@ impl Pipeline {
         let mut passes = vec![Pass {
             plan: first,
             prompts: self.encode_with(&networks, texts_of, schedule, request, remarks)?,
-            networks: networks.files,
-            sizes: Sizes::of_picture(request.width, request.height),
+            networks: networks.files.clone(),
+            sizes: Sizes::of_picture(request.width, request.height, settings.crop),
+            padding: settings.padding,
             cfg_scale: request.cfg_scale,
         }];
         if let Some((hires, plan, hires_calls)) = second {
             schedule.hires = Some(hires_calls);
             let target = hires.size.target(request.width, request.height);
             let texts_of = (texts.hires_plain.as_str(), texts.hires_negative.as_str());
+            let encoders = if settings.firstpass_conds {
+                &networks
+            } else {
+                &hires_networks
+            };
+            let prompts = self.encode_with(encoders, texts_of, schedule, request, remarks)?;
+            self.merge_noting(&hires_networks, remarks)?;
             passes.push(Pass {
                 plan,
-                prompts: self.encode_with(&hires_networks, texts_of, schedule, request, remarks)?,
+                prompts,
                 networks: hires_networks.files,
-                sizes: Sizes::of_picture(target.width, target.height),
+                sizes: Sizes::of_picture(target.width, target.height, settings.crop),
+                padding: settings.padding,
                 cfg_scale: hires.cfg_scale.unwrap_or(request.cfg_scale),
             });
         }
@@ -298,11 +312,13 @@ impl Pipeline {
     /// Where the hires pass begins: the enlarged latents under fresh noise of the same seeds.
     fn second_start(
         &self,
+        request: &GenerateRequest,
         plan: &Plan,
         mut noise: ImageRng,
         larger: &Latents,
     ) -> Result<Start, Error> {
-        let latents = plan.noised_image(larger, &noise.first(), 0.0);
+        let extra_noise = request.settings.hires_extra_noise;
+        let latents = plan.noised_image(larger, &noise.first(), extra_noise);
         let extra = self.unpainted(latents.shape)?;
         let streams = NoiseStreams::new(noise, plan);
         Ok(Start {
@@ -324,7 +340,8 @@ impl Pipeline {
         let plan = &pass.plan;
         let mut streams = start.streams;
         let models = (&self.unet, &self.place);
-        let mut network = GuidedUnet::new(models, &pass.prompts, pass.sizes, observer, start.extra);
+        let mut network = GuidedUnet::new(models, &pass.prompts, pass.sizes, observer, start.extra)
+            .padded(pass.padding, self.empty_prompt.as_ref());
         let keep = start.mask.clone();
         let guidance = Guidance {
             scale: pass.cfg_scale,
@@ -350,8 +367,9 @@ impl Pipeline {
             &mut streams,
             &mut |finished, _| report(finished),
         );
-        let (infotext, last) = (denoiser.infotext(), denoiser.last_denoised().cloned());
+        let (mut infotext, last) = (denoiser.infotext(), denoiser.last_denoised().cloned());
         drop(denoiser);
+        infotext.extend(network.infotext());
         let latents = match result {
             Ok(latents) => {
                 report(plan.steps);
@@ -408,54 +426,6 @@ fn check(request: &GenerateRequest) -> Result<(), Error> {
         )));
     }
     Ok(())
-}
-
-/// Generators for one batch of pictures of `width` x `height` pixels.
-fn image_rng(
-    request: &GenerateRequest,
-    (seeds, subseeds): (&[u64], &[u64]),
-    (width, height): (usize, usize),
-) -> ImageRng {
-    ImageRng::new(ImageRngConfig {
-        source: request.noise_source,
-        shape: [4, height / LATENT_PIXEL, width / LATENT_PIXEL],
-        seeds: seeds.to_vec(),
-        subseeds: subseeds.to_vec(),
-        subseed_strength: request.subseed_strength,
-        seed_resize_from: request.seed_resize_from,
-        eta_noise_seed_delta: request.sampler_options.eta_noise_seed_delta,
-    })
-}
-
-/// Each picture's latents by itself; none if there are none.
-fn singles(batch: Option<Latents>) -> impl Iterator<Item = Latents> {
-    batch.into_iter().flat_map(|batch| {
-        let [_, channels, height, width] = batch.shape;
-        let single = |image: &[f32]| Latents::new(image.to_vec(), [1, channels, height, width]);
-        batch.images().map(single).collect::<Vec<_>>()
-    })
-}
-
-/// Width and height in pixels of the picture that latents stand for.
-fn latent_size(latents: &Latents) -> (usize, usize) {
-    (
-        latents.shape[3] * LATENT_PIXEL,
-        latents.shape[2] * LATENT_PIXEL,
-    )
-}
-
-/// Consecutive seeds, or one for all while a variation seed makes the difference.
-fn seeds(request: &GenerateRequest, total: usize) -> Vec<u64> {
-    let step = u64::from(request.subseed_strength == 0.0);
-    (0..total as u64)
-        .map(|i| request.seed.wrapping_add(i * step))
-        .collect()
-}
-
-fn subseeds(request: &GenerateRequest, total: usize) -> Vec<u64> {
-    (0..total as u64)
-        .map(|i| request.subseed.wrapping_add(i))
-        .collect()
 }
 
 fn timed<T>(total: &mut Duration, work: impl FnOnce() -> T) -> T {

@@ -13,18 +13,23 @@ pub mod image_to_image;
 pub mod merged;
 mod network;
 pub mod networks;
+mod padding;
 pub mod request;
 pub mod resample;
+mod seeds;
+pub mod settings;
 mod texts;
 mod vocabulary;
 
 pub use hires::{Hires, HiresSize, HiresUpscaler};
 pub use image_to_image::{ImageResize, InitImage, InpaintMask, MaskedContent};
+pub use padding::PadConds;
 pub use request::{
     CheckpointIdentity, Control, GenerateRequest, Generated, GeneratedImage, InfotextOptions,
     LoadOptions, Observer, Progress, Timings, VaeIdentity,
 };
 pub use resample::LatentMode;
+pub use settings::Settings;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -34,10 +39,10 @@ use candle_core::{DType, Tensor};
 use crate::models::{Unet, Vae, vae};
 use crate::nn::Placement;
 use crate::prompt::Tokenizer;
-use crate::sampling::{Latents, Parameterization, SigmaTable, TableOptions};
+use crate::sampling::{Latents, Parameterization, TableOptions};
 use crate::weights::detect::{self, prefix};
 use crate::weights::{self, SafetensorsFile, Source, demo};
-use conditioning::TextEncoder;
+use conditioning::{EncodedText, TextEncoder};
 use merged::MergedNetworks;
 use network::channels_first;
 
@@ -106,7 +111,10 @@ pub struct Pipeline {
     place: Placement,
     /// The VAE's own: it never computes in plain f16.
     vae_place: Placement,
-    table: SigmaTable,
+    /// What the checkpoint says about its training schedule.
+    own_table: TableOptions,
+    /// The encoded empty prompt, once it was needed.
+    empty_prompt: Option<EncodedText>,
     parameterization: Parameterization,
     native_size: (usize, usize),
 }
@@ -157,10 +165,11 @@ impl Pipeline {
             vae,
             place,
             vae_place,
-            table: SigmaTable::new(TableOptions {
+            own_table: TableOptions {
                 zero_terminal_snr: training.zero_terminal_snr,
                 ..TableOptions::default()
-            }),
+            },
+            empty_prompt: None,
             parameterization: if training.v_prediction {
                 Parameterization::V
             } else {
@@ -174,6 +183,11 @@ impl Pipeline {
     #[must_use]
     pub fn native_size(&self) -> (usize, usize) {
         self.native_size
+    }
+
+    /// Whether the UNet is told about a mask, besides the latents.
+    fn is_inpainting(&self) -> bool {
+        self.unet.in_channels() > seeds::LATENT_CHANNELS
     }
 
     /// What an inpainting checkpoint is told when there is nothing to inpaint: paint everything, over grey.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::hires::Hires;
 use super::image_to_image::InitImage;
 use super::networks::KnownLora;
+use super::settings::Settings;
 use crate::imaging::infotext::Params;
 use crate::prompt::Emphasis;
 use crate::rng::NoiseSource;
@@ -48,7 +49,7 @@ pub struct GenerateRequest {
     pub batch_size: usize,
     /// Number of batches.
     pub batch_count: usize,
-    /// A1111's `CLIP_stop_at_last_layers`; recorded, without effect on SDXL.
+    /// A1111's `CLIP_stop_at_last_layers`; without effect on SDXL unless [`Settings::clip_l_skip`] says so.
     pub clip_skip: usize,
     /// How initial and step noise is made.
     pub noise_source: NoiseSource,
@@ -67,6 +68,8 @@ pub struct GenerateRequest {
     pub loras: Option<BTreeMap<String, KnownLora>>,
     /// Textual inversions that prompts may name.
     pub embeddings: Vec<Arc<Embedding>>,
+    /// Settings that change how the job is carried out.
+    pub settings: Settings,
     /// What the infotext says beyond what this request implies.
     pub infotext: InfotextOptions,
 }
@@ -99,6 +102,7 @@ impl Default for GenerateRequest {
             hires: None,
             loras: None,
             embeddings: Vec::new(),
+            settings: Settings::default(),
             infotext: InfotextOptions::default(),
         }
     }
@@ -119,6 +123,8 @@ pub struct InfotextOptions {
     pub lora_hashes: bool,
     /// Write `TI hashes`.
     pub embedding_hashes: bool,
+    /// Value of `Init image hash`, if init images are kept.
+    pub init_image_hash: Option<String>,
     /// Text of `Version`; `None` leaves the key out.
     pub version: Option<String>,
     /// Whether `CFG scale` was typed as an integer (`7`) or arrived as a float (`7.0`): A1111 prints Python numbers.
@@ -132,6 +138,7 @@ impl Default for InfotextOptions {
             model_name: true,
             lora_hashes: true,
             embedding_hashes: true,
+            init_image_hash: None,
             version: Some(crate::config::VERSION_TEXT.to_string()),
             cfg_scale_as_int: false,
         }

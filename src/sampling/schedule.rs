@@ -56,14 +56,20 @@ impl SigmaTable {
         });
         let mut alphas: Vec<f32> = cumulative.collect();
         if options.downcast_alphas {
-            for alpha in &mut alphas {
-                *alpha = f16::from_f32(*alpha).to_f32();
-            }
+            alphas = alphas.into_iter().map(half).collect();
         }
         if options.zero_terminal_snr {
             rescale_to_zero_terminal_snr(&mut alphas);
         }
-        Self::from_alphas(alphas, 0, 1, options.quantize)
+        let mut table = Self::from_alphas(alphas, 0, 1, options.quantize);
+        // Half precision goes on in A1111: its levels and their logarithms are computed from a half tensor. At zero terminal
+        // SNR the last level would overflow it, so there only the alphas were rounded.
+        if options.downcast_alphas && !options.zero_terminal_snr {
+            let level = |alpha: &f32| half(half(half(1.0 - alpha) / alpha).sqrt());
+            table.sigmas = table.alphas_cumprod.iter().map(level).collect();
+            table.log_sigmas = table.sigmas.iter().map(|sigma| half(sigma.ln())).collect();
+        }
+        table
     }
 
     /// The 50 levels that a latent consistency model knows.
@@ -166,6 +172,11 @@ impl SigmaTable {
         let w = ((below - log_sigma) / (below - above)).clamp(0.0, 1.0);
         (1.0 - w) * low as f32 + w * (low + 1) as f32
     }
+}
+
+/// A number as half precision holds it.
+fn half(x: f32) -> f32 {
+    f16::from_f32(x).to_f32()
 }
 
 /// Shifts and scales the square roots so that the last level is pure noise (Lin et al. 2023, algorithm 1).
