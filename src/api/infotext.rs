@@ -15,7 +15,7 @@ use super::vocabulary::has_weights;
 use super::{styles, types};
 use crate::engine::networks::LoraEntry;
 use crate::imaging::infotext::{
-    self as text, Completion, OVERRIDES, Params, SAME_SAMPLER, SAME_SCHEDULER,
+    self as text, Completion, OVERRIDES, Params, Parsed, SAME_SAMPLER, SAME_SCHEDULER,
 };
 use crate::prompt::styles::{Style, extract_styles};
 use crate::sampling::{Sampler, Scheduler};
@@ -93,6 +93,7 @@ pub fn fill(app: &App, sent: &mut Map<String, Value>, tab: Tab) {
     let known = Known {
         styles: styles::load(&app.config),
         loras: app.engine.catalog().networks().loras(),
+        names_by_file: options.text("lora_preferred_name") == "Filename",
         hash_of: &|lora| app.engine.catalog().known_lora_hash(lora),
     };
     let read = read(infotext, &options, &known);
@@ -103,6 +104,8 @@ pub fn fill(app: &App, sent: &mut Map<String, Value>, tab: Tab) {
 struct Known<'a> {
     styles: Vec<Style>,
     loras: Vec<LoraEntry>,
+    /// Whether LoRAs are called by their files (`lora_preferred_name`).
+    names_by_file: bool,
     /// The short hash of a LoRA, as infotext has it, if it is known.
     hash_of: &'a dyn Fn(&LoraEntry) -> Option<String>,
 }
@@ -117,15 +120,7 @@ struct Read {
 /// Reads a text as `parse_generation_parameters` does.
 fn read(infotext: &str, options: &Options, known: &Known<'_>) -> Read {
     let mut parsed = text::parse(infotext);
-    let mode = options.text("infotext_styles");
-    let mut styles = None;
-    if mode != "Ignore" {
-        let (prompt, negative, found) =
-            extract_styles(&parsed.prompt, &parsed.negative_prompt, &known.styles);
-        (parsed.prompt, parsed.negative_prompt) = (prompt, negative);
-        let used = mode == "Apply" || mode == "Apply if any" && !found.is_empty();
-        styles = used.then_some(found);
-    }
+    let styles = take_styles(&mut parsed, options.text("infotext_styles"), &known.styles);
     let mut fields = parsed.fields(Completion {
         weighted_prompt: has_weights(&parsed.prompt) || has_weights(&parsed.negative_prompt),
         back_compatible: options.flag("auto_backcompat"),
@@ -148,6 +143,42 @@ fn read(infotext: &str, options: &Options, known: &Known<'_>) -> Read {
         fields.insert("Prompt", prompt);
     }
     Read { fields, styles }
+}
+
+/// Takes styles out of the prompts and names those that are to be used. Nothing is taken if the second pass's prompts have others.
+fn take_styles(parsed: &mut Parsed, mode: &str, known: &[Style]) -> Option<Vec<String>> {
+    if mode == "Ignore" {
+        return None;
+    }
+    let (prompt, negative, found) = extract_styles(&parsed.prompt, &parsed.negative_prompt, known);
+    let keys = ["Hires prompt", "Hires negative prompt"];
+    let version = parsed.params.get("Version").map(ToString::to_string);
+    if keys.iter().any(|key| parsed.params.get(key).is_some())
+        && text::is_after(version.as_deref(), [1, 8, 0], 139)
+    {
+        let or = |key: &str, first: &str| match parsed.params.get(key) {
+            Some(text) => text.to_string(),
+            None => first.to_string(),
+        };
+        let hires = (
+            or(keys[0], &parsed.prompt),
+            or(keys[1], &parsed.negative_prompt),
+        );
+        let (hires, hires_negative, others) = extract_styles(&hires.0, &hires.1, known);
+        if others != found {
+            return None;
+        }
+        for (key, text, first) in [
+            (keys[0], hires, &prompt),
+            (keys[1], hires_negative, &negative),
+        ] {
+            let text = if text == *first { String::new() } else { text };
+            parsed.params.insert(key, text);
+        }
+    }
+    (parsed.prompt, parsed.negative_prompt) = (prompt, negative);
+    let used = mode == "Apply" || mode == "Apply if any" && !found.is_empty();
+    used.then_some(found)
 }
 
 /// Tags of LoRAs that are here under another name get that name.
@@ -173,17 +204,19 @@ fn rename_loras(prompt: &str, hashes: &str, known: &Known<'_>) -> String {
         let has_it = |lora: &&LoraEntry| (known.hash_of)(lora).as_ref() == Some(&wanted);
         let found = known.loras.iter().find(has_it);
         if let Some(lora) = found {
-            let shared = known
-                .loras
-                .iter()
-                .filter(|other| other.alias == lora.alias)
-                .count();
-            let name = if shared > 1 { &lora.name } else { &lora.alias };
-            out.push_str(name);
+            out.push_str(preferred_name(lora, known));
             rest = &tag[alias.len()..];
         }
     }
     out + rest
+}
+
+/// The name A1111 gives a LoRA in prompts: its alias, unless others have it or an option asks for the file's name.
+fn preferred_name<'a>(lora: &'a LoraEntry, known: &Known<'_>) -> &'a str {
+    let shared = known.loras.iter().filter(|other| other.alias == lora.alias);
+    let by_file =
+        known.names_by_file || shared.count() > 1 || lora.alias.eq_ignore_ascii_case("none");
+    if by_file { &lora.name } else { &lora.alias }
 }
 
 /// Puts what was read into the fields that were not sent.
@@ -354,6 +387,7 @@ mod tests {
                 negative_prompt: "blurry".into(),
             }],
             loras: vec![lora("file", "Nice Name")],
+            names_by_file: false,
             hash_of: &|_| Some("aabbccddeeff".into()),
         };
         let mut sent = sent.as_object().cloned().unwrap_or_default();

@@ -12,6 +12,7 @@ pub mod generate;
 pub mod hires;
 pub mod infotext;
 pub mod init_images;
+pub mod large_copy;
 pub mod masks;
 pub mod middleware;
 pub mod networks;

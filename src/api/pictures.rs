@@ -310,7 +310,8 @@ fn noise_multiplier(fields: &ImageFields, options: &Options) -> f64 {
 }
 
 /// `#rgb` or `#rrggbb`.
-fn parse_color(text: &str) -> Option<Rgb<u8>> {
+#[must_use]
+pub fn parse_color(text: &str) -> Option<Rgb<u8>> {
     let digits = text.trim().strip_prefix('#')?;
     let number = u32::from_str_radix(digits, 16).ok()?;
     match digits.len() {

@@ -382,6 +382,8 @@ fn build_request(
         infotext: InfotextOptions {
             model_hash: options.flag("add_model_hash_to_info"),
             model_name: options.flag("add_model_name_to_info"),
+            vae_hash: options.flag("add_vae_hash_to_info"),
+            vae_name: options.flag("add_vae_name_to_info"),
             lora_hashes: options.flag("lora_add_hashes_to_infotext"),
             embedding_hashes: options.flag("textual_inversion_add_hashes_to_infotext"),
             version: options

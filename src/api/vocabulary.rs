@@ -159,6 +159,7 @@ pub fn sampler_options(request: &Generation, options: &Options) -> SamplerOption
         always_discard_next_to_last_sigma: options.flag("always_discard_next_to_last_sigma"),
         sgm_noise_multiplier: options.flag("sgm_noise_multiplier"),
         eta_noise_seed_delta: options.int("eta_noise_seed_delta"),
+        no_dpmpp_sde_batch_determinism: options.flag("no_dpmpp_sde_batch_determinism"),
         uni_pc_variant: UniPcVariant::find(options.text("uni_pc_variant")).unwrap_or_default(),
         uni_pc_skip_type: UniPcSkip::find(options.text("uni_pc_skip_type")).unwrap_or_default(),
         uni_pc_order: options.int("uni_pc_order").clamp(1, 50) as usize,

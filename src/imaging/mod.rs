@@ -33,7 +33,7 @@ pub use fit::{Placement, ResizeMode, fit, fit_with, placement, upscale_to};
 pub use grid::{GridShape, grid, grid_shape};
 pub use metadata::{Metadata, read_metadata};
 pub use resize::{Filter, resize};
-pub use save::{SaveRequest, save};
+pub use save::{SaveRequest, save, save_beside};
 
 /// What can go wrong with a picture or its file.
 #[derive(Debug, thiserror::Error)]

@@ -344,6 +344,12 @@ impl TextEncoder {
         how.emphasis
             .apply(&mut z, &multipliers)
             .map_err(|e| Error::Invalid(e.to_string()))?;
+        if z.iter().any(|v| !v.is_finite()) {
+            return Err(Error::Invalid(
+                "attention weights of a prompt are too large: its brackets multiply them beyond any number; use fewer"
+                    .into(),
+            ));
+        }
         let pooled = pooled.map(|p| to_host(&p)).transpose()?.unwrap_or_default();
         Ok((z, pooled))
     }
@@ -440,5 +446,25 @@ mod tests {
             "2049 rounds to 2048"
         );
         assert_eq!(&vector[1 + SIZE_EMBEDDING..][..1], [832f32.cos()]);
+    }
+
+    #[test]
+    fn the_crop_is_told_top_before_left() {
+        // Entry k of a value v is cos(v * 10000^(-k / 128)).
+        let vector = Sizes::of_picture(64, 32, (100, 300)).vector(&[]);
+        let entry = |value: usize, k: usize| vector[value * SIZE_EMBEDDING + k];
+        let cos = |v: f64, k: f64| (v * 10_000f64.powf(-k / 128.0)).cos() as f32;
+        for (value, size) in [32.0, 64.0, 100.0, 300.0, 32.0, 64.0]
+            .into_iter()
+            .enumerate()
+        {
+            for k in [0, 1, 64] {
+                let (got, want) = (entry(value, k), cos(size, k as f64));
+                assert!(
+                    (got - want).abs() < 3e-5,
+                    "value {value}, entry {k}: {got} {want}"
+                );
+            }
+        }
     }
 }

@@ -112,12 +112,13 @@ impl Description<'_> {
         if let Some(vae) = self.vae {
             p.insert_some(
                 "VAE hash",
-                (!vae.shorthash.is_empty()).then(|| vae.shorthash.clone()),
+                (r.infotext.vae_hash && !vae.shorthash.is_empty()).then(|| vae.shorthash.clone()),
             );
             p.insert_some(
                 "VAE",
                 vae.path
                     .file_name()
+                    .filter(|_| r.infotext.vae_name)
                     .map(|name| name.to_string_lossy().into_owned()),
             );
         }

@@ -105,6 +105,7 @@ impl Pipeline {
             seeds,
             subseeds,
             timings,
+            inpainting_conditioning: description.inpainting,
             interrupted: false,
             comments: remarks.comments,
         };

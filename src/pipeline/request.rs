@@ -119,6 +119,10 @@ pub struct InfotextOptions {
     pub model_hash: bool,
     /// Write `Model`.
     pub model_name: bool,
+    /// Write `VAE hash`.
+    pub vae_hash: bool,
+    /// Write `VAE`.
+    pub vae_name: bool,
     /// Write `Lora hashes`.
     pub lora_hashes: bool,
     /// Write `TI hashes`.
@@ -136,6 +140,8 @@ impl Default for InfotextOptions {
         Self {
             model_hash: true,
             model_name: true,
+            vae_hash: true,
+            vae_name: true,
             lora_hashes: true,
             embedding_hashes: true,
             init_image_hash: None,
@@ -230,6 +236,8 @@ pub struct Generated {
     pub extra_params: Params,
     /// Where the time went.
     pub timings: Timings,
+    /// Whether the UNet was told about a mask (`is_using_inpainting_conditioning` of the API).
+    pub inpainting_conditioning: bool,
     /// Whether the job ended early on request.
     pub interrupted: bool,
     /// Remarks for the user (a missing LoRA, for example).

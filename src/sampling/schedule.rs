@@ -226,6 +226,37 @@ mod tests {
         );
     }
 
+    const HALF_LEVELS: [f32; 6] = [
+        0.03125,
+        0.038_299_56,
+        0.695_800_8,
+        1.618_164_1,
+        14.523_437,
+        14.609_375,
+    ];
+    const HALF_UNIFORM: [f32; 5] = [
+        14.609_042,
+        4.084_611,
+        1.615_648_3,
+        0.695_136_2,
+        0.031_277_89,
+    ];
+
+    #[test]
+    fn half_precision_alphas_give_half_precision_levels() {
+        // Python: struct's 'e' after each operation of sqrt((1 - a) / a).
+        let table = SigmaTable::new(TableOptions {
+            downcast_alphas: true,
+            ..TableOptions::default()
+        });
+        let levels = [0, 1, 250, 500, 998, 999].map(|k| table.sigmas()[k]);
+        assert_eq!(levels, HALF_LEVELS);
+        for (i, want) in HALF_UNIFORM.into_iter().enumerate() {
+            let got = table.sigma(999.0 * (1.0 - i as f32 / 4.0));
+            assert!((got / want - 1.0).abs() < 1e-6, "{got} {want}");
+        }
+    }
+
     #[test]
     fn a_quantized_table_answers_whole_timesteps() {
         let table = SigmaTable::new(TableOptions {
