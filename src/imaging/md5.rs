@@ -1,5 +1,7 @@
 //! MD5 (RFC 1321), for `Init image hash`: a name for a picture, not a protection.
 
+use std::fmt::Write as _;
+
 /// Left rotations of the four rounds.
 const SHIFTS: [[u32; 4]; 4] = [
     [7, 12, 17, 22],
@@ -27,11 +29,11 @@ pub fn hex(data: &[u8]) -> String {
     for block in blocks.chain(tail.chunks_exact(64)) {
         add_block(&mut state, block, &constants);
     }
-    state
-        .iter()
-        .flat_map(|word| word.to_le_bytes())
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    let bytes = state.iter().flat_map(|word| word.to_le_bytes());
+    bytes.fold(String::with_capacity(32), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("writing to a String cannot fail");
+        text
+    })
 }
 
 /// `floor(2^32 * |sin(i + 1)|)`.
