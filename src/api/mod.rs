@@ -6,6 +6,7 @@
 pub mod auth;
 pub mod body;
 pub mod catalog;
+pub mod checkpoints;
 pub mod error;
 pub mod fields;
 pub mod generate;
@@ -24,6 +25,7 @@ pub mod pictures;
 pub mod progress;
 pub mod prompts;
 pub mod resolve;
+pub mod scripts;
 pub mod serve;
 pub mod settings;
 pub mod styles;

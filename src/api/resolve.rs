@@ -13,10 +13,11 @@ use super::masks::MaskOutputs;
 use super::options::Options;
 use super::pictures;
 use super::prompts::Additions;
+use super::scripts::{self, Page};
 use super::types::{Generation, HiresFields, ImageFields, SILENT};
-use super::{hires, overrides, vocabulary};
+use super::{checkpoints, hires, overrides, vocabulary};
 use crate::config::VERSION_TEXT;
-use crate::engine::checkpoint::{Selection, VaeChoice};
+use crate::engine::checkpoint::{Checkpoint, Selection, VaeChoice};
 use crate::engine::limits::{self, Numbers, Violation, check, resolve_seed};
 use crate::engine::{self, Job};
 use crate::imaging::{self, Format};
@@ -63,14 +64,9 @@ pub fn txt2img(app: &App, mut wire: Map<String, Value>) -> Result<Prepared, ApiE
         let size = (request.width, request.height);
         let numbers = hires::numbers(&fields, size, request.batch_size, request.steps);
         refuse(limits::check_hires(&numbers, &app.config.limits))?;
-        if hires::wants_checkpoint(&fields) {
-            return Err(ApiError::not_supported(
-                "another checkpoint for the hires pass (`hr_checkpoint_name`)",
-            ));
-        }
     }
     let additions = Additions::of(app, &request, &options);
-    let mut generate = resolve(&request, &options, &additions)?;
+    let mut generate = resolve(app, &request, (&options, &additions), Page::Txt2img)?;
     if fields.enable_hr {
         let mut second = hires::build(&fields).map_err(ApiError::bad_request)?;
         if !second.prompt.is_empty() {
@@ -80,6 +76,7 @@ pub fn txt2img(app: &App, mut wire: Map<String, Value>) -> Result<Prepared, ApiE
             second.negative_prompt = additions.negative(&second.negative_prompt);
         }
         generate.hires = Some(second);
+        checkpoints::add_hires(app, &fields, &options, &mut generate)?;
     }
     finish(app, "txt2img", wire, request, options, generate)
 }
@@ -90,11 +87,14 @@ pub fn txt2img(app: &App, mut wire: Map<String, Value>) -> Result<Prepared, ApiE
 /// Those of [`txt2img`]; 404 without a picture, 400 for one that cannot be used.
 pub fn img2img(app: &App, mut wire: Map<String, Value>) -> Result<Prepared, ApiError> {
     let mut request: Generation = part(&wire)?;
-    let fields: ImageFields = part(&wire)?;
+    let mut fields: ImageFields = part(&wire)?;
+    let soft = scripts::soft_inpainting(&request)?;
+    fields.mask_round &= soft.is_none();
     let pictures = Encoded::take(&mut wire)?;
     let options = overrides::in_force(app, &request)?;
     check_numbers(app, &request)?;
-    let mut generate = resolve(&request, &options, &Additions::of(app, &request, &options))?;
+    let additions = Additions::of(app, &request, &options);
+    let mut generate = resolve(app, &request, (&options, &additions), Page::Img2img)?;
     refuse(limits::check_image(&pictures::numbers(
         &fields,
         &options,
@@ -126,6 +126,9 @@ pub fn img2img(app: &App, mut wire: Map<String, Value>) -> Result<Prepared, ApiE
     let shape = (size, generate.batch_size);
     let (mut init, remark) = pictures::build(&fields, sources, shape, &options, limits)
         .map_err(|error| ApiError::bad_request(error.to_string()))?;
+    if let Some(mask) = &mut init.mask {
+        mask.soft = soft;
+    }
     let masks = MaskOutputs::claim(&mut init, &options);
     generate.init_image = Some(init);
     let prepared = finish(app, "img2img", wire, request, options, generate)?;
@@ -150,9 +153,10 @@ fn part<'a, T: Deserialize<'a>>(
 
 /// What both requests have in common: checks, and a job without pictures or second pass.
 fn resolve(
+    app: &App,
     request: &Generation,
-    options: &Options,
-    additions: &Additions,
+    (options, additions): (&Options, &Additions),
+    page: Page,
 ) -> Result<GenerateRequest, ApiError> {
     if request
         .force_task_id
@@ -162,11 +166,12 @@ fn resolve(
         let message = format!("has more than {LONGEST_TASK_ID} bytes");
         return Err(vec![Problem::limit("force_task_id", message)].into());
     }
-    refuse_unsupported(request)?;
-    refuse_scripts(request)?;
+    scripts::check(request, page)?;
     let prompt = additions.positive(&request.prompt);
     let negative_prompt = additions.negative(&request.negative_prompt);
-    build_request(request, prompt, negative_prompt, options)
+    let mut generate = build_request(request, prompt, negative_prompt, options)?;
+    checkpoints::add_refiner(app, request, options, &mut generate)?;
+    Ok(generate)
 }
 
 fn finish(
@@ -227,6 +232,19 @@ pub fn select(app: &App, options: &Options) -> Result<Selection, engine::Error> 
         "" => catalog.default_checkpoint(),
         name => catalog.find(name)?,
     };
+    select_for(app, checkpoint, options)
+}
+
+/// A checkpoint with the VAE that the options name. Blocks while a file is hashed.
+///
+/// # Errors
+/// A file is unreadable.
+pub fn select_for(
+    app: &App,
+    checkpoint: Checkpoint,
+    options: &Options,
+) -> Result<Selection, engine::Error> {
+    let catalog = app.engine.catalog();
     if let Some(fixed) = &app.config.model.vae {
         return catalog.select(checkpoint, &catalog.find_or_open_vae(fixed)?);
     }
@@ -277,61 +295,6 @@ fn refuse(found: Vec<Violation>) -> Result<(), ApiError> {
         Ok(())
     } else {
         Err(problems.into())
-    }
-}
-
-fn refuse_unsupported(request: &Generation) -> Result<(), ApiError> {
-    let set = |text: &Option<String>| {
-        text.as_deref()
-            .is_some_and(|text| !matches!(text, "" | "None"))
-    };
-    if set(&request.refiner_checkpoint) {
-        return Err(ApiError::not_supported(
-            "the refiner (`refiner_checkpoint`)",
-        ));
-    }
-    Ok(())
-}
-
-/// A1111 answers 422 to unknown scripts. Entries whose every argument is off are harmless, and clients send them.
-fn refuse_scripts(request: &Generation) -> Result<(), ApiError> {
-    let unknown = |name: &str| {
-        ApiError::Http(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            format!("Script '{name}' not found"),
-        )
-    };
-    if let Some(name) = request
-        .script_name
-        .as_deref()
-        .filter(|name| !matches!(*name, "" | "None"))
-    {
-        return Err(unknown(name));
-    }
-    let is_off = |script: &Value| match script.get("args") {
-        None | Some(Value::Null) => true,
-        Some(Value::Array(items)) => items.iter().all(is_falsy),
-        Some(Value::Object(items)) => items.values().all(is_falsy),
-        Some(_) => false,
-    };
-    match request
-        .alwayson_scripts
-        .iter()
-        .find(|(_, script)| !is_off(script))
-    {
-        Some((name, _)) => Err(unknown(name)),
-        None => Ok(()),
-    }
-}
-
-fn is_falsy(value: &Value) -> bool {
-    match value {
-        Value::Null => true,
-        Value::Bool(flag) => !flag,
-        Value::Number(number) => number.as_f64() == Some(0.0),
-        Value::String(text) => text.is_empty(),
-        Value::Array(items) => items.iter().all(is_falsy),
-        Value::Object(items) => items.is_empty(),
     }
 }
 

@@ -19,6 +19,7 @@ mod metadata;
 pub mod naming;
 mod resize;
 mod save;
+mod soft_overlay;
 
 use std::path::PathBuf;
 
@@ -34,6 +35,7 @@ pub use grid::{GridShape, grid, grid_shape};
 pub use metadata::{Metadata, read_metadata};
 pub use resize::{Filter, resize};
 pub use save::{SaveRequest, save, save_beside};
+pub use soft_overlay::soft_overlay;
 
 /// What can go wrong with a picture or its file.
 #[derive(Debug, thiserror::Error)]

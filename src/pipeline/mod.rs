@@ -14,22 +14,27 @@ pub mod merged;
 mod network;
 pub mod networks;
 mod padding;
+mod passes;
+pub mod refiner;
 pub mod request;
 pub mod resample;
 mod seeds;
 pub mod settings;
+mod soft_inpainting;
 mod texts;
 mod vocabulary;
 
 pub use hires::{Hires, HiresSize, HiresUpscaler};
 pub use image_to_image::{ImageResize, InitImage, InpaintMask, MaskedContent};
 pub use padding::PadConds;
+pub use refiner::{OtherCheckpoint, Refiner, RefinerPasses, SwitchBy};
 pub use request::{
     CheckpointIdentity, Control, GenerateRequest, Generated, GeneratedImage, InfotextOptions,
     LoadOptions, Observer, Progress, Timings, VaeIdentity,
 };
 pub use resample::LatentMode;
 pub use settings::Settings;
+pub use soft_inpainting::SoftInpainting;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -40,7 +45,7 @@ use crate::models::{Unet, Vae, vae};
 use crate::nn::Placement;
 use crate::prompt::Tokenizer;
 use crate::sampling::{Latents, Parameterization, TableOptions};
-use crate::weights::detect::{self, prefix};
+use crate::weights::detect::{self, Kind, Role, prefix};
 use crate::weights::{self, SafetensorsFile, Source, demo};
 use conditioning::{EncodedText, TextEncoder};
 use merged::MergedNetworks;
@@ -117,6 +122,11 @@ pub struct Pipeline {
     empty_prompt: Option<EncodedText>,
     parameterization: Parameterization,
     native_size: (usize, usize),
+    kind: Kind,
+    /// How the checkpoint was loaded, and others are.
+    load_options: LoadOptions,
+    /// Checkpoints that the last job needed besides this one.
+    others: Vec<(OtherCheckpoint, Self)>,
 }
 
 impl Pipeline {
@@ -129,8 +139,17 @@ impl Pipeline {
         identity: CheckpointIdentity,
         options: &LoadOptions,
     ) -> Result<Self, Error> {
+        Self::load_as(Role::Main, source, identity, options)
+    }
+
+    fn load_as(
+        role: Role,
+        source: &CheckpointSource,
+        identity: CheckpointIdentity,
+        options: &LoadOptions,
+    ) -> Result<Self, Error> {
         let file = source.open()?;
-        detect::require_sdxl(&file)?;
+        let kind = detect::require(&file, role)?;
         let place = Placement {
             device: options.device.clone(),
             dtype: options.dtype,
@@ -146,7 +165,7 @@ impl Pipeline {
             ..place.clone()
         };
         let vae = load_vae(&file, options.vae.as_ref(), &vae_place)?;
-        let text = TextEncoder::load(&file, Arc::new(Tokenizer::new()), &place)?;
+        let text = TextEncoder::load(&file, kind, Arc::new(Tokenizer::new()), &place)?;
         let unet = Unet::new(&file, &place)?;
         let training = detect::parameterization(&file);
         let native_size = file
@@ -176,6 +195,9 @@ impl Pipeline {
                 Parameterization::Epsilon
             },
             native_size,
+            kind,
+            load_options: options.clone(),
+            others: Vec::new(),
         })
     }
 
