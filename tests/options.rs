@@ -353,7 +353,9 @@ fn the_document_says_which_options_are_read() {
             source.push_str(text.split("#[cfg(test)]").next().unwrap_or_default());
         }
     }
-    let reads = ["flag", "int", "float", "text", "texts", "pixels", "number", "score"];
+    let reads = [
+        "flag", "int", "float", "text", "texts", "pixels", "number", "score",
+    ];
     for (key, (_, effect)) in documented() {
         let pattern = key.replace("txt2img", "{}").replace("img2img", "{}");
         let by_kind = source.contains(&format!("format!(\"{pattern}\""));

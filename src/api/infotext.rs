@@ -9,15 +9,14 @@ use serde_json::{Map, Value, json};
 
 use super::App;
 use super::fields::{self, Field, Kind};
+use super::known_names::{Known, rename_loras, take_styles};
 use super::options::Options;
 use super::options_table::find;
 use super::vocabulary::has_weights;
 use super::{styles, types};
-use crate::engine::networks::LoraEntry;
 use crate::imaging::infotext::{
-    self as text, Completion, OVERRIDES, Params, Parsed, SAME_SAMPLER, SAME_SCHEDULER,
+    self as text, Completion, OVERRIDES, Params, SAME_SAMPLER, SAME_SCHEDULER,
 };
-use crate::prompt::styles::{Style, extract_styles};
 use crate::sampling::{Sampler, Scheduler};
 
 /// Which request is filled.
@@ -100,16 +99,6 @@ pub fn fill(app: &App, sent: &mut Map<String, Value>, tab: Tab) {
     complete(sent, &read, &options, tab);
 }
 
-/// What a text can refer to.
-struct Known<'a> {
-    styles: Vec<Style>,
-    loras: Vec<LoraEntry>,
-    /// Whether LoRAs are called by their files (`lora_preferred_name`).
-    names_by_file: bool,
-    /// The short hash of a LoRA, as infotext has it, if it is known.
-    hash_of: &'a dyn Fn(&LoraEntry) -> Option<String>,
-}
-
 /// A text taken apart.
 struct Read {
     fields: Params,
@@ -143,80 +132,6 @@ fn read(infotext: &str, options: &Options, known: &Known<'_>) -> Read {
         fields.insert("Prompt", prompt);
     }
     Read { fields, styles }
-}
-
-/// Takes styles out of the prompts and names those that are to be used. Nothing is taken if the second pass's prompts have others.
-fn take_styles(parsed: &mut Parsed, mode: &str, known: &[Style]) -> Option<Vec<String>> {
-    if mode == "Ignore" {
-        return None;
-    }
-    let (prompt, negative, found) = extract_styles(&parsed.prompt, &parsed.negative_prompt, known);
-    let keys = ["Hires prompt", "Hires negative prompt"];
-    let version = parsed.params.get("Version").map(ToString::to_string);
-    if keys.iter().any(|key| parsed.params.get(key).is_some())
-        && text::is_after(version.as_deref(), [1, 8, 0], 139)
-    {
-        let or = |key: &str, first: &str| match parsed.params.get(key) {
-            Some(text) => text.to_string(),
-            None => first.to_string(),
-        };
-        let hires = (
-            or(keys[0], &parsed.prompt),
-            or(keys[1], &parsed.negative_prompt),
-        );
-        let (hires, hires_negative, others) = extract_styles(&hires.0, &hires.1, known);
-        if others != found {
-            return None;
-        }
-        for (key, text, first) in [
-            (keys[0], hires, &prompt),
-            (keys[1], hires_negative, &negative),
-        ] {
-            let text = if text == *first { String::new() } else { text };
-            parsed.params.insert(key, text);
-        }
-    }
-    (parsed.prompt, parsed.negative_prompt) = (prompt, negative);
-    let used = mode == "Apply" || mode == "Apply if any" && !found.is_empty();
-    used.then_some(found)
-}
-
-/// Tags of LoRAs that are here under another name get that name.
-fn rename_loras(prompt: &str, hashes: &str, known: &Known<'_>) -> String {
-    let hash_of = |alias: &str| {
-        let mut pairs = hashes.split(',').filter_map(|pair| pair.split_once(':'));
-        pairs
-            .find(|(name, _)| name.trim() == alias)
-            .map(|(_, hash)| hash.trim().to_string())
-    };
-    let mut out = String::with_capacity(prompt.len());
-    let mut rest = prompt;
-    while let Some(at) = rest.find("<lora:") {
-        let (before, tag) = rest.split_at(at + "<lora:".len());
-        out.push_str(before);
-        rest = tag;
-        let Some((alias, _)) = tag.split_once(':') else {
-            continue;
-        };
-        let Some(wanted) = hash_of(alias).filter(|hash| !hash.is_empty()) else {
-            continue;
-        };
-        let has_it = |lora: &&LoraEntry| (known.hash_of)(lora).as_ref() == Some(&wanted);
-        let found = known.loras.iter().find(has_it);
-        if let Some(lora) = found {
-            out.push_str(preferred_name(lora, known));
-            rest = &tag[alias.len()..];
-        }
-    }
-    out + rest
-}
-
-/// The name A1111 gives a LoRA in prompts: its alias, unless others have it or an option asks for the file's name.
-fn preferred_name<'a>(lora: &'a LoraEntry, known: &Known<'_>) -> &'a str {
-    let shared = known.loras.iter().filter(|other| other.alias == lora.alias);
-    let by_file =
-        known.names_by_file || shared.count() > 1 || lora.alias.eq_ignore_ascii_case("none");
-    if by_file { &lora.name } else { &lora.alias }
 }
 
 /// Puts what was read into the fields that were not sent.
@@ -368,6 +283,8 @@ fn value(fields: &Params, key: &str) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::networks::LoraEntry;
+    use crate::prompt::styles::Style;
 
     fn lora(name: &str, alias: &str) -> LoraEntry {
         LoraEntry {

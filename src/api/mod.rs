@@ -13,6 +13,7 @@ pub mod generate;
 pub mod hires;
 pub mod infotext;
 pub mod init_images;
+mod known_names;
 pub mod large_copy;
 pub mod masks;
 pub mod middleware;

@@ -20,6 +20,7 @@ pub mod request;
 pub mod resample;
 mod seeds;
 pub mod settings;
+pub mod sizes;
 mod soft_inpainting;
 mod texts;
 mod vocabulary;

@@ -8,9 +8,10 @@ use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
 
-use super::conditioning::{EncodedText, Prompts, Sizes};
+use super::conditioning::{EncodedText, Prompts};
 use super::padding::{Aligned, PadConds, align};
 use super::refiner::{AESTHETIC_SCORES, Switch};
+use super::sizes::Sizes;
 use super::{Control, Error, Observer, Pipeline};
 use crate::models::{Conditioning, Unet};
 use crate::nn::Placement;

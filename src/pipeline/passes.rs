@@ -1,10 +1,11 @@
 //! The passes of a job, worked out before the first of them runs: steps, prompts, LoRAs, sizes and models of each.
 
-use super::conditioning::{Prompts, Sizes};
+use super::conditioning::Prompts;
 use super::hires::{Hires, HiresPass};
 use super::networks::{NetworkFile, Networks, Remarks};
 use super::padding::PadConds;
 use super::refiner::{Model, OtherCheckpoint, Switch};
+use super::sizes::Sizes;
 use super::texts::Texts;
 use super::{Error, GenerateRequest, Pipeline};
 use crate::prompt::ScheduleSteps;
