@@ -575,6 +575,12 @@ fn a_job_puts_its_networks_on_and_each_pass_its_own() {
         results[1]
     );
     assert!(second_only.images[0].infotext.contains("Lora hashes"));
+    // Encoded as the first pass is, the second pass's LoRA acts on its UNet alone.
+    let mut request = twice("a cat", "a cat<lora:full_te:1>");
+    request.settings.firstpass_conds = true;
+    let first_conds = run(&request);
+    assert_ne!(latents(&first_conds), latents(&second_only));
+    assert!(first_conds.images[0].infotext.contains("Lora hashes"));
     assert_eq!(
         latents(&run(&job(&model, "a cat"))),
         latents(&plain),
