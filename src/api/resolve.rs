@@ -206,6 +206,7 @@ fn finish(
         .unwrap_or_else(|| task_id(kind));
     let job = Job {
         id,
+        client: String::new(),
         kind,
         model,
         request: generate,

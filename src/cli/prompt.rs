@@ -338,6 +338,7 @@ async fn local(
     engine.catalog().add_networks(&mut request);
     let job = Job {
         id: resolve::task_id(kind),
+        client: String::new(),
         kind,
         model: selection,
         request: request.clone(),
