@@ -1,6 +1,6 @@
 //! The `parameters` text: what A1111 writes is read and printed back unchanged.
 //!
-//! `tests/golden/infotext.txt` holds 30 texts in A1111's form, written for this test.
+//! `tests/golden/infotext.txt` holds 30 texts in A1111's form, written for this test; `infotext_fields.json` what Python reads in them.
 
 use proptest::prelude::*;
 use sdgen::imaging::infotext::{Completion, Params, Value, build, parse, quote, unquote};
@@ -19,6 +19,26 @@ fn texts_print_back_unchanged() {
             build(&parsed.prompt, &parsed.negative_prompt, &parsed.params),
             text
         );
+    }
+}
+
+#[test]
+fn texts_say_what_python_reads() {
+    let texts = include_str!("golden/infotext.txt").trim_end();
+    let golden: Vec<serde_json::Value> =
+        serde_json::from_str(include_str!("golden/infotext_fields.json")).expect("golden file");
+    let texts: Vec<&str> = texts.split("\n====\n").collect();
+    assert_eq!(texts.len(), golden.len());
+    for (text, want) in texts.into_iter().zip(golden) {
+        let parsed = parse(text);
+        assert_eq!(parsed.prompt, want["prompt"], "{text}");
+        assert_eq!(parsed.negative_prompt, want["negative"], "{text}");
+        let pairs: Vec<serde_json::Value> = parsed
+            .params
+            .iter()
+            .map(|(key, value)| serde_json::json!([key, value.to_string()]))
+            .collect();
+        assert_eq!(serde_json::Value::Array(pairs), want["pairs"], "{text}");
     }
 }
 

@@ -18,14 +18,14 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use sdgen::models::Unet;
 use sdgen::nn::{Placement, Rewrite};
-use sdgen::pipeline::conditioning::{EncodedText, TextEncoder};
+use sdgen::pipeline::conditioning::{EncodeOptions, EncodedText, TextEncoder};
 use sdgen::pipeline::merged::MergedNetworks;
 use sdgen::pipeline::networks::{KnownLora, NetworkFile};
 use sdgen::pipeline::{
     CheckpointIdentity, CheckpointSource, GenerateRequest, Generated, Hires, HiresSize,
     HiresUpscaler, LoadOptions, Pipeline,
 };
-use sdgen::prompt::{Emphasis, ScheduleSteps, Tokenizer};
+use sdgen::prompt::{ScheduleSteps, Tokenizer};
 use sdgen::rng::NoiseSource;
 use sdgen::weights::embedding::Embedding;
 use sdgen::weights::lora::{LoraFile, Plan, Targets, Use};
@@ -208,7 +208,9 @@ impl Model {
     }
 
     fn encode(&self, prompt: &str) -> EncodedText {
-        let encoded = self.text.encode(&[prompt.to_string()], Emphasis::Original);
+        let encoded = self
+            .text
+            .encode(&[prompt.to_string()], EncodeOptions::default());
         encoded.expect("encodes").remove(0)
     }
 
@@ -461,7 +463,12 @@ fn a_textual_inversion_of_a_words_own_vectors_is_that_word() {
     };
     let prompts = model
         .text
-        .prompts("photo word", "a photo word", steps, Emphasis::Original)
+        .prompts(
+            "photo word",
+            "a photo word",
+            steps,
+            EncodeOptions::default(),
+        )
         .expect("encodes");
     let hashes: Vec<String> = prompts.embedding_hashes().collect();
     assert_eq!(
@@ -568,6 +575,12 @@ fn a_job_puts_its_networks_on_and_each_pass_its_own() {
         results[1]
     );
     assert!(second_only.images[0].infotext.contains("Lora hashes"));
+    // Encoded as the first pass is, the second pass's LoRA acts on its UNet alone.
+    let mut request = twice("a cat", "a cat<lora:full_te:1>");
+    request.settings.firstpass_conds = true;
+    let first_conds = run(&request);
+    assert_ne!(latents(&first_conds), latents(&second_only));
+    assert!(first_conds.images[0].infotext.contains("Lora hashes"));
     assert_eq!(
         latents(&run(&job(&model, "a cat"))),
         latents(&plain),

@@ -73,7 +73,17 @@ pub type Field = (&'static str, Kind, Default);
 /// # Errors
 /// [`ApiError::Invalid`] with every problem.
 pub fn read(body: &[u8], table: &[Field]) -> Result<Map<String, Value>, ApiError> {
-    let mut sent = parse_object(body)?;
+    complete(parse_object(body)?, table)
+}
+
+/// The complete model of what was sent: every field of the table, in its order, coerced or defaulted.
+///
+/// # Errors
+/// [`ApiError::Invalid`] with every problem.
+pub fn complete(
+    mut sent: Map<String, Value>,
+    table: &[Field],
+) -> Result<Map<String, Value>, ApiError> {
     let mut model = Map::new();
     let mut problems = Vec::new();
     for (name, kind, default) in table {

@@ -13,10 +13,10 @@ use serde_json::{Map, Value};
 
 use super::body::Body;
 use super::error::ApiError;
-use super::fields::Field;
+use super::infotext::{self, Tab};
 use super::middleware::Incompressible;
 use super::resolve::{self, Prepared};
-use super::{App, blocking, fields, outputs, types};
+use super::{App, blocking, fields, outputs};
 use crate::engine::{self, JobHandle};
 
 /// Makes pictures from a prompt.
@@ -24,7 +24,7 @@ use crate::engine::{self, JobHandle};
 /// # Errors
 /// Whatever the request or the job fails with.
 pub async fn txt2img(State(app): State<Arc<App>>, Body(body): Body) -> Result<Response, ApiError> {
-    run(app, body, types::txt2img, resolve::txt2img).await
+    run(app, body, Tab::Txt2img, resolve::txt2img).await
 }
 
 /// Makes pictures from pictures.
@@ -32,19 +32,21 @@ pub async fn txt2img(State(app): State<Arc<App>>, Body(body): Body) -> Result<Re
 /// # Errors
 /// Whatever the request or the job fails with.
 pub async fn img2img(State(app): State<Arc<App>>, Body(body): Body) -> Result<Response, ApiError> {
-    run(app, body, types::img2img, resolve::img2img).await
+    run(app, body, Tab::Img2img, resolve::img2img).await
 }
 
 async fn run(
     app: Arc<App>,
     body: Bytes,
-    table: fn() -> Vec<Field>,
+    tab: Tab,
     prepare: fn(&App, Map<String, Value>) -> Result<Prepared, ApiError>,
 ) -> Result<Response, ApiError> {
     let for_check = app.clone();
     let prepared = blocking(move || {
-        let wire = fields::read(&body, &table())?;
+        let mut sent = fields::parse_object(&body)?;
         drop(body);
+        infotext::fill(&for_check, &mut sent, tab);
+        let wire = fields::complete(sent, &tab.fields())?;
         prepare(&for_check, wire)
     })
     .await?;

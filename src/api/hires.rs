@@ -2,6 +2,7 @@
 //!
 //! Shared with the command line, which has the same fields. Follows `StableDiffusionProcessingTxt2Img` of A1111 1.10.
 
+use super::options::Options;
 use super::types::{Generation, HiresFields};
 use super::upscalers::Upscalers;
 use super::vocabulary;
@@ -28,6 +29,24 @@ pub fn apply_first_phase(request: &mut Generation, fields: &mut HiresFields) {
         (fields.hr_resize_x, fields.hr_resize_y) = (request.width, request.height);
     }
     (request.width, request.height) = first;
+}
+
+/// With option `use_old_hires_fix_width_height` the request's size is the second pass's, and the first has about as many
+/// pixels as 512x512, in multiples of 64.
+pub fn apply_old_sizes(request: &mut Generation, fields: &mut HiresFields, options: &Options) {
+    if !fields.enable_hr || !options.flag("use_old_hires_fix_width_height") {
+        return;
+    }
+    (fields.hr_resize_x, fields.hr_resize_y) = (request.width, request.height);
+    (request.width, request.height) = old_first_pass(request.width, request.height);
+}
+
+/// The first pass of a picture of `width` x `height` pixels before hires fix had a size of its own.
+fn old_first_pass(width: i64, height: i64) -> (i64, i64) {
+    let pixels = width.max(1) as f64 * height.max(1) as f64;
+    let scale = (f64::from(512 * 512) / pixels).sqrt();
+    let side = |length: i64| (scale * length as f64 / 64.0).ceil() as i64 * 64;
+    (side(width), side(height))
 }
 
 /// The numbers to be checked, for pictures of `size` pixels in batches of `batch_size` by `steps`.
@@ -159,6 +178,28 @@ mod tests {
         apply_first_phase(&mut request, &mut hires);
         assert_eq!((request.width, request.height), (64, 96));
         assert_eq!(build(&hires).unwrap().size, HiresSize::Resize(128, 192));
+    }
+
+    #[test]
+    fn old_first_passes_have_512_by_512_pixels() {
+        // s = sqrt(262144 / (w * h)), sides ceil(s * side / 64) * 64.
+        assert_eq!(old_first_pass(1024, 1024), (512, 512));
+        assert_eq!(old_first_pass(1024, 768), (640, 448));
+        assert_eq!(old_first_pass(832, 1216), (448, 640));
+        let wire = read(
+            br#"{"enable_hr": true, "width": 1024, "height": 768}"#,
+            &txt2img(),
+        )
+        .unwrap();
+        let mut request = Generation::deserialize(&wire).unwrap();
+        let mut hires = HiresFields::deserialize(&wire).unwrap();
+        let mut options = Options::defaults();
+        apply_old_sizes(&mut request, &mut hires, &options);
+        assert_eq!((request.width, hires.hr_resize_x), (1024, 0));
+        options.set("use_old_hires_fix_width_height", true.into());
+        apply_old_sizes(&mut request, &mut hires, &options);
+        assert_eq!((request.width, request.height), (640, 448));
+        assert_eq!(build(&hires).unwrap().size, HiresSize::Resize(1024, 768));
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The pictures that follow the results of an inpainting job: masks and painted parts (`return_mask`, `return_mask_composite`).
+//! The pictures that follow the results of an inpainting job: masks and painted parts (`return_mask`, `return_mask_composite`), and
+//! their files (`save_mask`, `save_mask_composite`).
 //!
 //! The painted part is cut out of the result before the unpainted part of the source is put back over it, so such a job leaves that
 //! last step to this file. Follows `process_images_inner` of A1111 1.10.
@@ -12,7 +13,7 @@ use crate::imaging::inpaint::{
 use crate::imaging::{self, ResizeMode, fit};
 use crate::pipeline::{InitImage, InpaintMask};
 
-/// What is returned besides the results.
+/// What is made besides the results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MaskOutputs {
     mask: bool,
@@ -36,9 +37,10 @@ impl MaskOutputs {
     /// What the options ask of a job; takes the overlay away from the job where it would be in the way.
     pub fn claim(init: &mut InitImage, options: &Options) -> Option<Self> {
         let mask = init.mask.as_mut()?;
-        let composite = options.flag("return_mask_composite");
+        let composite =
+            options.flag("return_mask_composite") || options.flag("save_mask_composite");
         let wanted = Self {
-            mask: options.flag("return_mask"),
+            mask: options.flag("return_mask") || options.flag("save_mask"),
             composite,
             overlay: composite && mask.overlay,
         };

@@ -90,6 +90,14 @@ impl Options {
             .unwrap_or(matches!(find(key), Some((_, _, Default::Bool(true)))))
     }
 
+    /// A list of texts; empty if it is null.
+    #[must_use]
+    pub fn texts(&self, key: &str) -> Vec<String> {
+        let items = self.0.get(key).and_then(Value::as_array);
+        let texts = items.into_iter().flatten().filter_map(Value::as_str);
+        texts.map(str::to_string).collect()
+    }
+
     /// All values, as `GET /sdapi/v1/options` returns them.
     #[must_use]
     pub fn as_map(&self) -> &Map<String, Value> {

@@ -1,7 +1,7 @@
 //! A1111's settings with their defaults in version 1.10.1: every key that `GET /sdapi/v1/options` returns.
 //!
-//! Most are remembered and echoed only; those that act are read in `resolve.rs` and `outputs.rs`. The list must not contain
-//! `forge_preset`, by which a client tells Forge from A1111.
+//! What each does is listed in `docs/options.md`, which a test holds against this table and the places that read it. The list must
+//! not contain `forge_preset`, by which a client tells Forge from A1111.
 
 use super::fields::Default::{Bool, Float, Int, Null, Text, Texts};
 use super::fields::{Field, Kind};
@@ -31,6 +31,7 @@ pub const OPTIONS: &[Field] = &[
     ("sdxl_crop_left", Kind::Int, Int(0)),
     ("sdxl_refiner_low_aesthetic_score", Kind::Float, Float(2.5)),
     ("sdxl_refiner_high_aesthetic_score", Kind::Float, Float(6.0)),
+    ("enable_quantization", Kind::Bool, Bool(false)),
     ("emphasis", Kind::Text, Text("Original")),
     ("comma_padding_backtrack", Kind::Int, Int(20)),
     ("enable_prompt_comments", Kind::Bool, Bool(true)),
@@ -92,11 +93,17 @@ pub const OPTIONS: &[Field] = &[
     ("return_grid", Kind::Bool, Bool(true)),
     ("grid_only_if_multiple", Kind::Bool, Bool(true)),
     ("grid_prevent_empty_spots", Kind::Bool, Bool(false)),
+    ("grid_background_color", Kind::Text, Text("#ffffff")),
     ("n_rows", Kind::Int, Int(-1)),
     ("jpeg_quality", Kind::Int, Int(80)),
     ("webp_lossless", Kind::Bool, Bool(false)),
     ("enable_pnginfo", Kind::Bool, Bool(true)),
     ("save_txt", Kind::Bool, Bool(false)),
+    ("save_mask", Kind::Bool, Bool(false)),
+    ("save_mask_composite", Kind::Bool, Bool(false)),
+    ("export_for_4chan", Kind::Bool, Bool(true)),
+    ("img_downscale_threshold", Kind::Float, Float(4.0)),
+    ("target_side_length", Kind::Float, Float(4000.0)),
     ("save_incomplete_images", Kind::Bool, Bool(false)),
     ("save_to_dirs", Kind::Bool, Bool(true)),
     ("grid_save_to_dirs", Kind::Bool, Bool(true)),
@@ -139,6 +146,8 @@ pub const OPTIONS: &[Field] = &[
     ("add_vae_hash_to_info", Kind::Bool, Bool(true)),
     ("add_user_name_to_info", Kind::Bool, Bool(false)),
     ("add_version_to_infotext", Kind::Bool, Bool(true)),
+    ("disable_weights_auto_swap", Kind::Bool, Bool(true)),
+    ("infotext_skip_pasting", Kind::Texts, Texts(&[])),
     ("infotext_styles", Kind::Text, Text("Apply if any")),
     ("lora_add_hashes_to_infotext", Kind::Bool, Bool(true)),
     ("textual_inversion_add_hashes_to_infotext", Kind::Bool, Bool(true)),

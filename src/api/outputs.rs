@@ -3,7 +3,7 @@
 //! Runs on blocking threads, off the device thread: the next job starts while the last one is encoded. Names and the grid rule
 //! follow A1111's `processing.py` and `images.py`; the primitives are those of `imaging`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -11,7 +11,9 @@ use image::{Rgb, RgbImage};
 use serde_json::{Map, Value, json};
 
 use super::error::{ApiError, with_causes};
+use super::large_copy;
 use super::options::Options;
+use super::pictures::parse_color;
 use super::resolve::Prepared;
 use crate::config::VERSION_TEXT;
 use crate::engine::Outcome;
@@ -43,21 +45,21 @@ pub fn answer(
         )?);
     }
     if prepared.request.save_images && options.flag("samples_save") {
-        save_all(prepared, outcome, &files, data_dir)?;
+        save_all(prepared, outcome, &files, &masks, data_dir)?;
     }
     let mut infotexts: Vec<&str> = images.iter().map(|image| image.infotext.as_str()).collect();
     let has_grid = wants_grid(prepared, outcome);
     if has_grid {
         let grid = grid_file(prepared, outcome)?;
         if options.flag("grid_save") {
-            save_grid(prepared, &grid, data_dir)?;
+            save_grid(prepared, &grid, infotexts[0], data_dir)?;
         }
         infotexts.insert(0, infotexts[0]);
-        files.insert(0, grid);
+        files.insert(0, grid.1);
     }
-    for (index, file) in masks {
-        infotexts.push(&images[index].infotext);
-        files.push(file);
+    for mask in masks.into_iter().filter(|mask| mask.returned) {
+        infotexts.push(&images[mask.index].infotext);
+        files.push(mask.file);
     }
     let info = info(prepared, outcome, &infotexts, usize::from(has_grid));
     let send = prepared.request.send_images;
@@ -66,14 +68,34 @@ pub fn answer(
         .filter(|_| send)
         .map(|file| STANDARD.encode(&file.bytes))
         .collect();
-    Ok(json!({ "images": images, "parameters": prepared.wire, "info": info.to_string() }))
+    let parameters = parameters(prepared, &outcome.generated.comments);
+    Ok(json!({ "images": images, "parameters": parameters, "info": info.to_string() }))
 }
 
-/// The masks and painted parts of all results, each with its result's number; the results themselves are completed.
-fn mask_files(
-    prepared: &Prepared,
-    outcome: &mut Outcome,
-) -> Result<Vec<(usize, Encoded)>, ApiError> {
+/// The request model, with the job's remarks where A1111's jobs have them: as keys of `comments`. Its `info` has no place for them.
+fn parameters(prepared: &Prepared, comments: &[String]) -> Map<String, Value> {
+    let mut parameters = prepared.wire.clone();
+    let remarks = prepared.remarks.iter().chain(comments);
+    let remarks: Map<String, Value> = remarks.map(|text| (text.clone(), json!(1))).collect();
+    if !remarks.is_empty() {
+        parameters.insert("comments".into(), Value::Object(remarks));
+    }
+    parameters
+}
+
+/// A mask or painted part.
+struct MaskFile {
+    /// Number of its result.
+    index: usize,
+    /// End of its file's name, if it is saved.
+    saved: Option<&'static str>,
+    /// Whether it is in the answer.
+    returned: bool,
+    file: Encoded,
+}
+
+/// The masks and painted parts of all results; the results themselves are completed.
+fn mask_files(prepared: &Prepared, outcome: &mut Outcome) -> Result<Vec<MaskFile>, ApiError> {
     let job = &prepared.job.request;
     let (Some(wanted), Some(init)) = (prepared.masks, &job.init_image) else {
         return Ok(Vec::new());
@@ -86,11 +108,20 @@ fn mask_files(
         let Some(masked) = masked else { continue };
         image.image = masked.result;
         let (options, format, text) = (&prepared.options, prepared.format, &image.infotext);
+        let file = |file, [returned, saved]: [&str; 2], suffix| MaskFile {
+            index,
+            saved: options.flag(saved).then_some(suffix),
+            returned: options.flag(returned),
+            file,
+        };
         if let Some(mask) = &masked.mask {
-            files.push((index, encode(options, format, mask, text)?));
+            let mask = encode(options, format, mask, text)?;
+            files.push(file(mask, ["return_mask", "save_mask"], "-mask"));
         }
         if let Some(composite) = &masked.composite {
-            files.push((index, encode(options, format, composite, text)?));
+            let composite = encode(options, format, composite, text)?;
+            let keys = ["return_mask_composite", "save_mask_composite"];
+            files.push(file(composite, keys, "-mask-composite"));
         }
     }
     Ok(files)
@@ -123,7 +154,7 @@ fn wants_grid(prepared: &Prepared, outcome: &Outcome) -> bool {
     prepared.request.save_images && options.flag("return_grid") && count >= fewest
 }
 
-fn grid_file(prepared: &Prepared, outcome: &Outcome) -> Result<Encoded, ApiError> {
+fn grid_file(prepared: &Prepared, outcome: &Outcome) -> Result<(RgbImage, Encoded), ApiError> {
     let options = &prepared.options;
     let shape = match options.int("n_rows") {
         rows if rows > 0 => GridShape::Rows(rows as usize),
@@ -137,7 +168,8 @@ fn grid_file(prepared: &Prepared, outcome: &Outcome) -> Result<Encoded, ApiError
         .iter()
         .map(|image| image.image.clone())
         .collect();
-    let grid = imaging::grid(&pictures, shape, Rgb([255; 3]))
+    let background = parse_color(options.text("grid_background_color")).unwrap_or(Rgb([255; 3]));
+    let grid = imaging::grid(&pictures, shape, background)
         .map_err(|error| ApiError::failure("ValueError", with_causes(&error)))?;
     let infotext = outcome
         .generated
@@ -146,13 +178,15 @@ fn grid_file(prepared: &Prepared, outcome: &Outcome) -> Result<Encoded, ApiError
         .map(|image| image.infotext.as_str())
         .unwrap_or_default();
     let format = options.text("grid_format").parse().unwrap_or_default();
-    encode(options, format, &grid, infotext)
+    let file = encode(options, format, &grid, infotext)?;
+    Ok((grid, file))
 }
 
 fn save_all(
     prepared: &Prepared,
     outcome: &Outcome,
     files: &[Encoded],
+    masks: &[MaskFile],
     data_dir: &Path,
 ) -> Result<(), ApiError> {
     let options = &prepared.options;
@@ -183,27 +217,45 @@ fn save_all(
             denoising: denoising.as_deref(),
             ..name_context(prepared, outcome, image, index, &cfg_scale)
         };
-        save_file(&SaveRequest {
-            root: &data_dir.join(options.text(&format!("outdir_{}_samples", prepared.job.kind))),
-            subdirectory: &directory(options, by_date, &context),
+        let root = data_dir.join(options.text(&format!("outdir_{}_samples", prepared.job.kind)));
+        let subdirectory = directory(options, by_date, &context);
+        let stem = apply_pattern(pattern, &context);
+        let request = SaveRequest {
+            root: &root,
+            subdirectory: &subdirectory,
             basename: "",
-            stem: &apply_pattern(pattern, &context),
+            stem: &stem,
             numbered: options.flag("save_images_add_number"),
             extension: file.format.extension(),
             bytes: &file.bytes,
             sidecar: options.flag("save_txt").then_some(&image.infotext),
-        })?;
+        };
+        save_with_copy(&request, &image.image, &image.infotext, options)?;
+        for mask in masks.iter().filter(|mask| mask.index == index) {
+            let Some(suffix) = mask.saved else { continue };
+            save_file(&SaveRequest {
+                stem: &format!("{stem}{suffix}"),
+                extension: mask.file.format.extension(),
+                bytes: &mask.file.bytes,
+                ..request
+            })?;
+        }
     }
     Ok(())
 }
 
-fn save_grid(prepared: &Prepared, grid: &Encoded, data_dir: &Path) -> Result<(), ApiError> {
+fn save_grid(
+    prepared: &Prepared,
+    (picture, grid): &(RgbImage, Encoded),
+    infotext: &str,
+    data_dir: &Path,
+) -> Result<(), ApiError> {
     let options = &prepared.options;
     let context = NameContext {
         time: chrono::Local::now().fixed_offset(),
         ..NameContext::default()
     };
-    save_file(&SaveRequest {
+    let request = SaveRequest {
         root: &data_dir.join(options.text(&format!("outdir_{}_grids", prepared.job.kind))),
         subdirectory: &directory(options, options.flag("grid_save_to_dirs"), &context),
         basename: "grid",
@@ -211,14 +263,29 @@ fn save_grid(prepared: &Prepared, grid: &Encoded, data_dir: &Path) -> Result<(),
         numbered: true,
         extension: grid.format.extension(),
         bytes: &grid.bytes,
-        sidecar: None,
-    })
+        sidecar: options.flag("save_txt").then_some(infotext),
+    };
+    save_with_copy(&request, picture, infotext, options)
 }
 
-fn save_file(request: &SaveRequest<'_>) -> Result<(), ApiError> {
-    imaging::save(request)
-        .map(drop)
-        .map_err(|error| ApiError::failure("OSError", with_causes(&error)))
+fn save_file(request: &SaveRequest<'_>) -> Result<PathBuf, ApiError> {
+    imaging::save(request).map_err(|error| ApiError::failure("OSError", with_causes(&error)))
+}
+
+/// Saves a file, and a JPEG beside it if it is large.
+fn save_with_copy(
+    request: &SaveRequest<'_>,
+    picture: &RgbImage,
+    infotext: &str,
+    options: &Options,
+) -> Result<(), ApiError> {
+    let path = save_file(request)?;
+    if let Some(copy) = large_copy::of(picture, request.bytes.len(), infotext, options)
+        && let Err(error) = imaging::save_beside(&path, "jpg", &copy.bytes)
+    {
+        tracing::warn!(error = with_causes(&error), "no JPEG copy was saved");
+    }
+    Ok(())
 }
 
 fn directory(options: &Options, by_date: bool, context: &NameContext<'_>) -> String {
@@ -314,7 +381,10 @@ fn info(
     put("styles", json!(request.styles.clone().unwrap_or_default()));
     put("job_timestamp", json!(outcome.job_timestamp));
     put("clip_skip", json!(job.clip_skip));
-    put("is_using_inpainting_conditioning", json!(false));
+    put(
+        "is_using_inpainting_conditioning",
+        json!(generated.inpainting_conditioning),
+    );
     put("version", json!(VERSION_TEXT));
     Value::Object(info)
 }

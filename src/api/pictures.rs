@@ -90,7 +90,14 @@ impl Reader {
     /// # Errors
     /// It cannot be decoded or is too large.
     pub fn picture(&mut self, file: &[u8]) -> Result<RgbImage, Error> {
-        Ok(init_image_from(self.decode(file)?, self.background))
+        let picture = self.decode(file)?;
+        Ok(self.flatten(picture))
+    }
+
+    /// An init image of a decoded picture.
+    #[must_use]
+    pub fn flatten(&self, picture: DynamicImage) -> RgbImage {
+        init_image_from(picture, self.background)
     }
 
     /// A mask.
@@ -101,7 +108,11 @@ impl Reader {
         Ok(mask_from(&self.decode(file)?, self.edge))
     }
 
-    fn decode(&mut self, file: &[u8]) -> Result<DynamicImage, Error> {
+    /// A picture as it is.
+    ///
+    /// # Errors
+    /// It cannot be decoded or is too large.
+    pub fn decode(&mut self, file: &[u8]) -> Result<DynamicImage, Error> {
         let limits = imaging::Limits {
             side: LONGEST_SIDE,
             pixels: self.left,
@@ -300,7 +311,8 @@ fn noise_multiplier(fields: &ImageFields, options: &Options) -> f64 {
 }
 
 /// `#rgb` or `#rrggbb`.
-fn parse_color(text: &str) -> Option<Rgb<u8>> {
+#[must_use]
+pub fn parse_color(text: &str) -> Option<Rgb<u8>> {
     let digits = text.trim().strip_prefix('#')?;
     let number = u32::from_str_radix(digits, 16).ok()?;
     match digits.len() {

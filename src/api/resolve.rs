@@ -7,22 +7,23 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::App;
-use super::error::{ApiError, Problem, with_causes};
+use super::error::{ApiError, Problem};
+use super::init_images::{self, Encoded};
 use super::masks::MaskOutputs;
-use super::options::{self, Options};
-use super::pictures::{self, Reader, Sources};
+use super::options::Options;
+use super::pictures;
+use super::prompts::Additions;
 use super::scripts::{self, Page};
 use super::types::{Generation, HiresFields, ImageFields, SILENT};
 use super::upscalers::Upscalers;
-use super::{checkpoints, hires, styles, vocabulary};
-use crate::config::{Limits, VERSION_TEXT};
+use super::{checkpoints, hires, overrides, vocabulary};
+use crate::config::VERSION_TEXT;
 use crate::engine::checkpoint::{Checkpoint, Selection, VaeChoice};
 use crate::engine::limits::{self, Numbers, Violation, check, resolve_seed};
 use crate::engine::{self, Job};
 use crate::imaging::{self, Format};
 use crate::pipeline::GenerateRequest;
 use crate::pipeline::request::InfotextOptions;
-use crate::prompt::styles::Style;
 
 /// Bytes of a client's task id; it is kept and listed while the job waits.
 const LONGEST_TASK_ID: usize = 256;
@@ -40,6 +41,8 @@ pub struct Prepared {
     pub format: Format,
     /// What is returned besides the pictures.
     pub masks: Option<MaskOutputs>,
+    /// Remarks for the user that were made before the job began.
+    pub remarks: Vec<String>,
     /// For the engine.
     pub job: Job,
 }
@@ -54,24 +57,26 @@ pub fn txt2img(app: &App, mut wire: Map<String, Value>) -> Result<Prepared, ApiE
     for (name, ..) in SILENT {
         wire.remove(*name);
     }
+    let options = overrides::in_force(app, &request)?;
     hires::apply_first_phase(&mut request, &mut fields);
+    hires::apply_old_sizes(&mut request, &mut fields, &options);
     check_numbers(app, &request)?;
     if fields.enable_hr {
         let size = (request.width, request.height);
         let numbers = hires::numbers(&fields, size, request.batch_size, request.steps);
         refuse(limits::check_hires(&numbers, &app.config.limits))?;
     }
-    let (options, mut generate) = resolve(app, &request, Page::Txt2img)?;
+    let additions = Additions::of(app, &request, &options);
+    let mut generate = resolve(app, &request, (&options, &additions), Page::Txt2img)?;
     if fields.enable_hr {
         let upscalers = Upscalers::new(app.engine.catalog().upscalers(), &options);
         let mut second = hires::build(&fields, &upscalers).map_err(ApiError::bad_request)?;
-        let style = |text: &mut String, pick: fn(&Style) -> &str| {
-            if !text.is_empty() {
-                *text = styled(app, &request, text, pick);
-            }
-        };
-        style(&mut second.prompt, |style| &style.prompt);
-        style(&mut second.negative_prompt, |style| &style.negative_prompt);
+        if !second.prompt.is_empty() {
+            second.prompt = additions.positive(&second.prompt);
+        }
+        if !second.negative_prompt.is_empty() {
+            second.negative_prompt = additions.negative(&second.negative_prompt);
+        }
         generate.hires = Some(second);
         checkpoints::add_hires(app, &fields, &options, &mut generate)?;
     }
@@ -88,8 +93,10 @@ pub fn img2img(app: &App, mut wire: Map<String, Value>) -> Result<Prepared, ApiE
     let soft = scripts::soft_inpainting(&request)?;
     fields.mask_round &= soft.is_none();
     let pictures = Encoded::take(&mut wire)?;
+    let options = overrides::in_force(app, &request)?;
     check_numbers(app, &request)?;
-    let (options, mut generate) = resolve(app, &request, Page::Img2img)?;
+    let additions = Additions::of(app, &request, &options);
+    let mut generate = resolve(app, &request, (&options, &additions), Page::Img2img)?;
     refuse(limits::check_image(&pictures::numbers(
         &fields,
         &options,
@@ -115,14 +122,12 @@ pub fn img2img(app: &App, mut wire: Map<String, Value>) -> Result<Prepared, ApiE
         }
     }
     let limits = &app.config.limits;
-    let sources = pictures.decode(&fields, &options, limits)?;
+    let (sources, originals) = pictures.decode(&fields, &options, limits)?;
+    generate.infotext.init_image_hash = originals.last().map(|original| original.hash.clone());
     let size = (generate.width as u32, generate.height as u32);
     let shape = (size, generate.batch_size);
     let (mut init, remark) = pictures::build(&fields, sources, shape, &options, limits)
         .map_err(|error| ApiError::bad_request(error.to_string()))?;
-    if let Some(remark) = remark {
-        tracing::info!("{remark}");
-    }
     let upscalers = Upscalers::new(app.engine.catalog().upscalers(), &options);
     init.upscaler = upscalers.for_img2img(&options);
     if let Some(mask) = &mut init.mask {
@@ -131,62 +136,16 @@ pub fn img2img(app: &App, mut wire: Map<String, Value>) -> Result<Prepared, ApiE
     let masks = MaskOutputs::claim(&mut init, &options);
     generate.init_image = Some(init);
     let prepared = finish(app, "img2img", wire, request, options, generate)?;
-    Ok(Prepared { masks, ..prepared })
-}
-
-/// The pictures of an img2img request as they were sent.
-struct Encoded {
-    images: Vec<String>,
-    mask: Option<String>,
-}
-
-impl Encoded {
-    /// Takes the pictures out of the model, unless the answer is to repeat them.
-    fn take(wire: &mut Map<String, Value>) -> Result<Self, ApiError> {
-        let keep = wire.get("include_init_images") == Some(&Value::Bool(true));
-        let mut pick = |name: &str| match wire.get_mut(name) {
-            Some(value) if keep => value.clone(),
-            Some(value) => value.take(),
-            None => Value::Null,
-        };
-        let images: Option<Vec<String>> = part(pick("init_images"))?;
-        let mask: Option<String> = part(pick("mask"))?;
-        Ok(Self {
-            images: images.unwrap_or_default(),
-            mask: mask.filter(|mask| !mask.is_empty()),
-        })
+    init_images::save(&originals, &prepared.options, &app.config.data_dir)?;
+    let remarks: Vec<String> = remark.into_iter().map(String::from).collect();
+    for remark in &remarks {
+        tracing::warn!("{remark}");
     }
-
-    fn decode(
-        self,
-        fields: &ImageFields,
-        options: &Options,
-        limits: &Limits,
-    ) -> Result<Sources, ApiError> {
-        let invalid = |error: &dyn std::error::Error| {
-            ApiError::bad_request(format!("Invalid encoded image: {}", with_causes(error)))
-        };
-        let file = |text: &str| {
-            let start: String = text.trim_start().chars().take(8).collect();
-            let start = start.to_ascii_lowercase();
-            if start.starts_with("http://") || start.starts_with("https://") {
-                return Err(ApiError::bad_request("Requests not allowed"));
-            }
-            imaging::decode_base64(text).map_err(|error| invalid(&error))
-        };
-        let mut reader = Reader::new(fields, options, limits)
-            .map_err(|error| ApiError::bad_request(error.to_string()))?;
-        let mut pictures = Vec::with_capacity(self.images.len());
-        for text in &self.images {
-            let picture = reader.picture(&file(text)?);
-            pictures.push(picture.map_err(|error| invalid(&error))?);
-        }
-        let mask = match &self.mask {
-            Some(text) => Some(reader.mask(&file(text)?).map_err(|error| invalid(&error))?),
-            None => None,
-        };
-        Ok(Sources { pictures, mask })
-    }
+    Ok(Prepared {
+        masks,
+        remarks,
+        ..prepared
+    })
 }
 
 /// A part of a request model.
@@ -196,12 +155,13 @@ fn part<'a, T: Deserialize<'a>>(
     T::deserialize(model).map_err(|error| ApiError::failure("ValueError", error.to_string()))
 }
 
-/// What both requests have in common: checks, options, and a job without pictures or second pass.
+/// What both requests have in common: checks, and a job without pictures or second pass.
 fn resolve(
     app: &App,
     request: &Generation,
+    (options, additions): (&Options, &Additions),
     page: Page,
-) -> Result<(Options, GenerateRequest), ApiError> {
+) -> Result<GenerateRequest, ApiError> {
     if request
         .force_task_id
         .as_ref()
@@ -210,16 +170,12 @@ fn resolve(
         let message = format!("has more than {LONGEST_TASK_ID} bytes");
         return Err(vec![Problem::limit("force_task_id", message)].into());
     }
-    refuse_unsupported(request)?;
     scripts::check(request, page)?;
-    let options = options_in_force(app, request)?;
-    let prompt = styled(app, request, &request.prompt, |style| &style.prompt);
-    let negative_prompt = styled(app, request, &request.negative_prompt, |style| {
-        &style.negative_prompt
-    });
-    let mut generate = build_request(request, prompt, negative_prompt, &options)?;
-    checkpoints::add_refiner(app, request, &options, &mut generate)?;
-    Ok((options, generate))
+    let prompt = additions.positive(&request.prompt);
+    let negative_prompt = additions.negative(&request.negative_prompt);
+    let mut generate = build_request(request, prompt, negative_prompt, options)?;
+    checkpoints::add_refiner(app, request, options, &mut generate)?;
+    Ok(generate)
 }
 
 fn finish(
@@ -241,6 +197,7 @@ fn finish(
     let checked = generate.check_networks();
     checked.map_err(|error| ApiError::bad_request(error.to_string()))?;
     let model = select(app, &options)?;
+    overrides::keep(app, &request, &options);
     let preview_every = if options.flag("live_previews_enable") {
         options.int("show_progress_every_n_steps").max(0) as usize
     } else {
@@ -265,6 +222,7 @@ fn finish(
         options,
         format,
         masks: None,
+        remarks: Vec::new(),
         job,
     })
 }
@@ -345,67 +303,6 @@ fn refuse(found: Vec<Violation>) -> Result<(), ApiError> {
     }
 }
 
-fn refuse_unsupported(request: &Generation) -> Result<(), ApiError> {
-    let set = |text: &Option<String>| {
-        text.as_deref()
-            .is_some_and(|text| !matches!(text, "" | "None"))
-    };
-    if set(&request.infotext) {
-        return Err(ApiError::not_supported("`infotext` in a request"));
-    }
-    Ok(())
-}
-
-/// The stored options with the request's overrides; the overrides stay in memory if the request says so.
-fn options_in_force(app: &App, request: &Generation) -> Result<Options, ApiError> {
-    let mut in_force = app.options.snapshot();
-    let Some(sent) = request.override_settings.clone() else {
-        return Ok(in_force);
-    };
-    let mut overrides = options::check(sent)?;
-    if let Some(name) = overrides.get("sd_model_checkpoint").and_then(Value::as_str) {
-        match app.engine.catalog().find(name) {
-            Ok(checkpoint) => {
-                drop(overrides.insert("sd_model_checkpoint".into(), checkpoint.title().into()));
-            }
-            Err(engine::Error::CheckpointNotFound { name, .. }) => {
-                // A1111's contract: the override is dropped and the request goes on with the current model.
-                tracing::warn!(
-                    checkpoint = name,
-                    "override of `sd_model_checkpoint` names no checkpoint and is dropped"
-                );
-                overrides.remove("sd_model_checkpoint");
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-    for (key, value) in &overrides {
-        if !value.is_null() {
-            in_force.set(key, value.clone());
-        }
-    }
-    if !request.override_settings_restore_afterwards {
-        app.options.apply(&overrides);
-    }
-    Ok(in_force)
-}
-
-/// A prompt with the request's styles; unknown names are ignored, as in A1111.
-fn styled(app: &App, request: &Generation, prompt: &str, pick: fn(&Style) -> &str) -> String {
-    let wanted = request.styles.as_deref().unwrap_or_default();
-    let known = if wanted.is_empty() {
-        Vec::new()
-    } else {
-        styles::load(&app.config)
-    };
-    let chosen: Vec<&str> = wanted
-        .iter()
-        .filter_map(|name| known.iter().find(|style| style.name == *name))
-        .map(pick)
-        .collect();
-    crate::prompt::apply_styles(prompt, &chosen)
-}
-
 fn build_request(
     request: &Generation,
     prompt: String,
@@ -453,13 +350,16 @@ fn build_request(
         infotext: InfotextOptions {
             model_hash: options.flag("add_model_hash_to_info"),
             model_name: options.flag("add_model_name_to_info"),
+            vae_hash: options.flag("add_vae_hash_to_info"),
+            vae_name: options.flag("add_vae_name_to_info"),
             lora_hashes: options.flag("lora_add_hashes_to_infotext"),
             embedding_hashes: options.flag("textual_inversion_add_hashes_to_infotext"),
             version: options
                 .flag("add_version_to_infotext")
                 .then(|| VERSION_TEXT.to_string()),
-            cfg_scale_as_int: false,
+            ..InfotextOptions::default()
         },
+        settings: overrides::settings(options),
         ..GenerateRequest::default()
     })
 }

@@ -133,6 +133,7 @@ pub fn sampler_options(request: &Generation, options: &Options) -> SamplerOption
         always_discard_next_to_last_sigma: options.flag("always_discard_next_to_last_sigma"),
         sgm_noise_multiplier: options.flag("sgm_noise_multiplier"),
         eta_noise_seed_delta: options.int("eta_noise_seed_delta"),
+        no_dpmpp_sde_batch_determinism: options.flag("no_dpmpp_sde_batch_determinism"),
         uni_pc_variant: UniPcVariant::find(options.text("uni_pc_variant")).unwrap_or_default(),
         uni_pc_skip_type: UniPcSkip::find(options.text("uni_pc_skip_type")).unwrap_or_default(),
         uni_pc_order: options.int("uni_pc_order").clamp(1, 50) as usize,
@@ -146,17 +147,20 @@ pub fn sampler_options(request: &Generation, options: &Options) -> SamplerOption
 #[must_use]
 pub fn infotext_fields(infotext: &str, back_compatible: bool) -> Value {
     let parsed = parse(infotext);
-    let is_weighted = |prompt: &str| {
-        parse_attention(prompt)
-            .iter()
-            .any(|(_, weight)| (*weight - 1.0).abs() > f32::EPSILON)
-    };
-    let weighted_prompt = is_weighted(&parsed.prompt) || is_weighted(&parsed.negative_prompt);
+    let weighted_prompt = has_weights(&parsed.prompt) || has_weights(&parsed.negative_prompt);
     serde_json::to_value(parsed.fields(Completion {
         weighted_prompt,
         back_compatible,
     }))
     .unwrap_or_default()
+}
+
+/// Whether a part of a prompt weighs more or less than the rest.
+#[must_use]
+pub fn has_weights(prompt: &str) -> bool {
+    parse_attention(prompt)
+        .iter()
+        .any(|(_, weight)| (*weight - 1.0).abs() > f32::EPSILON)
 }
 
 #[cfg(test)]

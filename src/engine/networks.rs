@@ -115,6 +115,15 @@ impl NetworkCatalog {
         let modified = std::fs::metadata(&entry.path)
             .and_then(|meta| meta.modified())
             .ok()?;
+        Some(KnownLora {
+            path: entry.path.clone(),
+            hash: self.short_hash(entry, cache),
+            modified: Some(modified),
+        })
+    }
+
+    /// The hash that infotexts have; empty if the file may not or cannot be hashed.
+    fn short_hash(&self, entry: &LoraEntry, cache: &HashCache) -> String {
         let hash = match entry.declared_hash() {
             Some(hash) => hash.to_string(),
             None if self.hashing => {
@@ -127,11 +136,7 @@ impl NetworkCatalog {
             }
             None => String::new(),
         };
-        Some(KnownLora {
-            path: entry.path.clone(),
-            hash: hash.chars().take(SHORT).collect(),
-            modified: Some(modified),
-        })
+        hash.chars().take(SHORT).collect()
     }
 }
 
@@ -140,6 +145,17 @@ impl Catalog {
     #[must_use]
     pub fn networks(&self) -> &NetworkCatalog {
         &self.networks
+    }
+
+    /// The hash of a LoRA as infotexts have it, if it is known without reading the file.
+    #[must_use]
+    pub fn known_lora_hash(&self, lora: &LoraEntry) -> Option<String> {
+        let known = || {
+            let key = format!("lora/{}", lora.name);
+            self.cache.known_data(&key, &lora.path)
+        };
+        let hash = lora.declared_hash().map(str::to_string).or_else(known)?;
+        Some(hash.chars().take(SHORT).collect())
     }
 
     /// Textual inversions. Blocks while files are hashed.

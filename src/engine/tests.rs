@@ -95,6 +95,7 @@ impl Backend for Scripted {
             extra_params: crate::imaging::infotext::Params::default(),
             timings: Timings::default(),
             interrupted,
+            inpainting_conditioning: false,
             comments: Vec::new(),
         })
     }

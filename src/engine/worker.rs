@@ -350,6 +350,7 @@ fn nothing_made(request: &GenerateRequest) -> Generated {
         extra_params: crate::imaging::infotext::Params::default(),
         timings: Timings::default(),
         interrupted: true,
+        inpainting_conditioning: false,
         comments: Vec::new(),
     }
 }

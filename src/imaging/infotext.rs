@@ -11,7 +11,7 @@ use std::sync::LazyLock;
 use regex::Regex;
 
 pub use fields::{
-    Completion, OVERRIDES, SAME_CHECKPOINT, SAME_SAMPLER, SAME_SCHEDULER, split_sampler,
+    Completion, OVERRIDES, SAME_CHECKPOINT, SAME_SAMPLER, SAME_SCHEDULER, is_after, split_sampler,
 };
 pub use value::{Value, python_float};
 

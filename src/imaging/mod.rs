@@ -14,6 +14,7 @@ mod fit;
 mod grid;
 pub mod infotext;
 pub mod inpaint;
+pub mod md5;
 mod metadata;
 pub mod naming;
 mod resize;
@@ -33,7 +34,7 @@ pub use fit::{Placement, ResizeMode, fit, fit_with, placement, upscale_to};
 pub use grid::{GridShape, grid, grid_shape};
 pub use metadata::{Metadata, read_metadata};
 pub use resize::{Filter, resize};
-pub use save::{SaveRequest, save};
+pub use save::{SaveRequest, save, save_beside};
 pub use soft_overlay::soft_overlay;
 
 /// What can go wrong with a picture or its file.

@@ -64,6 +64,14 @@ pub fn save(request: &SaveRequest<'_>) -> Result<PathBuf, Error> {
     Ok(path)
 }
 
+/// Writes another file of the same name with its own extension, in place of one that is there.
+///
+/// # Errors
+/// [`Error::Write`] names the file and the cause.
+pub fn save_beside(path: &Path, extension: &str, bytes: &[u8]) -> Result<(), Error> {
+    write_whole(&path.with_extension(extension), bytes, Existing::Replace).map(drop)
+}
+
 fn save_numbered(
     directory: &Path,
     request: &SaveRequest<'_>,

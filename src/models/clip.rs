@@ -188,14 +188,11 @@ impl TextTower {
         chunks: &[[u32; CHUNK]],
         replacements: &[Replacement],
     ) -> Result<TowerOutput> {
-        let mut x = self.embed(chunks, replacements)?;
-        let (last, before) = self
+        let x = self.run(self.layers.len().saturating_sub(1), chunks, replacements)?;
+        let last = self
             .layers
-            .split_last()
+            .last()
             .ok_or_else(|| candle_core::Error::msg("text tower without layers"))?;
-        for layer in before {
-            x = layer.forward(&x, self.heads)?;
-        }
         let pooled = match &self.pooling {
             Some(pooling) => {
                 let ends: Vec<u32> = chunks
@@ -217,6 +214,35 @@ impl TextTower {
             None => None,
         };
         Ok(TowerOutput { hidden: x, pooled })
+    }
+
+    /// The hidden state that A1111's clip skip `skip` names, `[chunks, 77, width]`, without the final norm: 1 is the last
+    /// layer's, 2 the one before. A number beyond the first layer means the embeddings.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn hidden_state(
+        &self,
+        skip: usize,
+        chunks: &[[u32; CHUNK]],
+        replacements: &[Replacement],
+    ) -> Result<Tensor> {
+        let layers = self.layers.len().saturating_sub(skip.saturating_sub(1));
+        self.run(layers, chunks, replacements)
+    }
+
+    /// The state after the first `layers` layers.
+    fn run(
+        &self,
+        layers: usize,
+        chunks: &[[u32; CHUNK]],
+        replacements: &[Replacement],
+    ) -> Result<Tensor> {
+        let mut x = self.embed(chunks, replacements)?;
+        for layer in &self.layers[..layers] {
+            x = layer.forward(&x, self.heads)?;
+        }
+        Ok(x)
     }
 
     fn embed(&self, chunks: &[[u32; CHUNK]], replacements: &[Replacement]) -> Result<Tensor> {

@@ -1,4 +1,4 @@
-//! Prompts to what the UNet is told: text context, pooled vector and sizes, one for each stretch of the denoising loop.
+//! Prompts to what the UNet is told: text context and pooled vector, one for each stretch of the denoising loop.
 //!
 //! Order of operations and padding as A1111 has them (pipeline specification, chapter 2). Encoded texts are plain `f32` on the
 //! host: they are small, and weighting them needs sums over whole chunks.
@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
 
-use super::Error;
 use super::vocabulary::Vocabulary;
+use super::{Error, GenerateRequest};
 use crate::models::TextTower;
 use crate::models::clip::{Replacement, TowerOutput};
-use crate::nn::{Placement, Rewrite, sinusoidal_embedding};
+use crate::nn::{Placement, Rewrite};
 use crate::prompt::{
     CHUNK_LENGTH, Chunk, ChunkOptions, EditRule, Emphasis, ScheduleSteps, Tokenizer, Tower,
     build_chunks, equalize_chunks, schedule, split_and,
@@ -20,8 +20,6 @@ use crate::weights::detect::Kind;
 use crate::weights::embedding::Embedding;
 use crate::weights::{self, Source};
 
-/// Width of the embedding of one size value.
-const SIZE_EMBEDDING: usize = 256;
 /// Encoded prompts kept for the next job.
 const CACHED_PROMPTS: usize = 8;
 
@@ -41,7 +39,40 @@ pub struct TextEncoder {
 struct CacheKey {
     text: String,
     steps: ScheduleSteps,
-    emphasis: Emphasis,
+    how: EncodeOptions,
+}
+
+/// How texts become conditioning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EncodeOptions {
+    /// How attention weights act.
+    pub emphasis: Emphasis,
+    /// Clip skip of CLIP-L; `None` reads the layer before the last, as SDXL was trained.
+    pub clip_l_skip: Option<usize>,
+    /// Tokens that may move to the next chunk so that it starts after a comma.
+    pub comma_backtrack: usize,
+    /// How the numbers of prompt editing are read.
+    pub edit_rule: EditRule,
+}
+
+impl Default for EncodeOptions {
+    fn default() -> Self {
+        Self::of(&GenerateRequest::default())
+    }
+}
+
+impl EncodeOptions {
+    /// What a request asks for.
+    #[must_use]
+    pub fn of(request: &GenerateRequest) -> Self {
+        let settings = &request.settings;
+        Self {
+            emphasis: request.emphasis,
+            clip_l_skip: settings.clip_l_skip.then_some(request.clip_skip),
+            comma_backtrack: settings.comma_backtrack,
+            edit_rule: settings.edit_rule,
+        }
+    }
 }
 
 /// One text as the UNet sees it.
@@ -163,16 +194,16 @@ impl TextEncoder {
         positive: &str,
         negative: &str,
         steps: ScheduleSteps,
-        emphasis: Emphasis,
+        how: EncodeOptions,
     ) -> Result<Prompts, Error> {
         let mut pieces = Vec::new();
         for piece in split_and(positive) {
-            pieces.push((piece.weight, self.edited(&piece.text, steps, emphasis)?));
+            pieces.push((piece.weight, self.edited(&piece.text, steps, how)?));
         }
         let negative = if negative.is_empty() {
             self.zeros(steps)?
         } else {
-            self.edited(negative, steps, emphasis)?
+            self.edited(negative, steps, how)?
         };
         Ok(Prompts {
             positive: pieces,
@@ -183,7 +214,7 @@ impl TextEncoder {
     /// The empty negative prompt: A1111 zeroes text and pooled vector on SDXL instead of encoding it.
     fn zeros(&mut self, steps: ScheduleSteps) -> Result<Arc<EditedPrompt>, Error> {
         let pooled = self
-            .edited("", steps, Emphasis::Original)?
+            .edited("", steps, EncodeOptions::default())?
             .at(0)
             .pooled
             .len();
@@ -204,19 +235,19 @@ impl TextEncoder {
         &mut self,
         text: &str,
         steps: ScheduleSteps,
-        emphasis: Emphasis,
+        how: EncodeOptions,
     ) -> Result<Arc<EditedPrompt>, Error> {
         let key = CacheKey {
             text: text.to_string(),
             steps,
-            emphasis,
+            how,
         };
         if let Some((_, hit)) = self.cache.iter().find(|(k, _)| *k == key) {
             return Ok(hit.clone());
         }
-        let stretches = schedule(text, steps, EditRule::Current);
+        let stretches = schedule(text, steps, how.edit_rule);
         let (ends, texts): (Vec<usize>, Vec<String>) = stretches.into_iter().unzip();
-        let (encoded, embeddings) = self.encode_noting(&texts, emphasis)?;
+        let (encoded, embeddings) = self.encode_noting(&texts, how)?;
         let mut encoded = encoded.into_iter().map(Arc::new);
         let last = encoded
             .next_back()
@@ -239,22 +270,23 @@ impl TextEncoder {
     ///
     /// # Errors
     /// When an encoder fails or produces NaN.
-    pub fn encode(&self, texts: &[String], emphasis: Emphasis) -> Result<Vec<EncodedText>, Error> {
-        Ok(self.encode_noting(texts, emphasis)?.0)
+    pub fn encode(&self, texts: &[String], how: EncodeOptions) -> Result<Vec<EncodedText>, Error> {
+        Ok(self.encode_noting(texts, how)?.0)
     }
 
     /// [`Self::encode`], and the textual inversions found on the way.
     fn encode_noting(
         &self,
         texts: &[String],
-        emphasis: Emphasis,
+        how: EncodeOptions,
     ) -> Result<(Vec<EncodedText>, Vec<Arc<Embedding>>), Error> {
         let chunks_of = |text: &String, tower| {
             let options = ChunkOptions {
+                tower,
+                comma_backtrack: how.comma_backtrack,
                 embeddings: &self.vocabulary,
-                ..ChunkOptions::new(tower)
             };
-            build_chunks(&emphasis.fragments(text), &self.tokenizer, &options)
+            build_chunks(&how.emphasis.fragments(text), &self.tokenizer, &options)
         };
         let mut all: Vec<(Tower, Vec<Chunk>)> = self
             .towers()
@@ -272,7 +304,7 @@ impl TextEncoder {
         for index in 0..count {
             let mut hidden = Vec::new();
             for ((_, tower), chunks) in self.towers().zip(all.chunks_exact(texts.len())) {
-                let (states, pooled) = self.weighted(tower, chunks, index, emphasis)?;
+                let (states, pooled) = self.weighted(tower, chunks, index, how)?;
                 hidden.push((states, tower.width()));
                 if index == 0 && !pooled.is_empty() {
                     let pooled = pooled.chunks_exact(pooled.len() / texts.len());
@@ -300,7 +332,7 @@ impl TextEncoder {
         tower: &TextTower,
         texts: &[(Tower, Vec<Chunk>)],
         index: usize,
-        emphasis: Emphasis,
+        how: EncodeOptions,
     ) -> Result<(Vec<f32>, Vec<f32>), Error> {
         let tokens: Vec<[u32; CHUNK_LENGTH]> = texts
             .iter()
@@ -310,17 +342,30 @@ impl TextEncoder {
             .iter()
             .flat_map(|(_, chunks)| chunks[index].weights)
             .collect();
-        let TowerOutput { hidden, pooled } =
-            tower.encode(&tokens, &self.replacements(texts, index))?;
+        let replacements = self.replacements(texts, index);
+        let is_clip_l = texts.iter().any(|(tower, _)| *tower == Tower::ClipL);
+        let TowerOutput { hidden, pooled } = match how.clip_l_skip {
+            Some(skip) if is_clip_l => TowerOutput {
+                hidden: tower.hidden_state(skip, &tokens, &replacements)?,
+                pooled: None,
+            },
+            _ => tower.encode(&tokens, &replacements)?,
+        };
         let mut z = to_host(&hidden)?;
         if z.iter().any(|v| !v.is_finite()) {
             return Err(Error::NotANumber {
                 stage: "text encoder",
             });
         }
-        emphasis
+        how.emphasis
             .apply(&mut z, &multipliers)
             .map_err(|e| Error::Invalid(e.to_string()))?;
+        if z.iter().any(|v| !v.is_finite()) {
+            return Err(Error::Invalid(
+                "attention weights of a prompt are too large: its brackets multiply them beyond any number; use fewer"
+                    .into(),
+            ));
+        }
         let pooled = pooled.map(|p| to_host(&p)).transpose()?.unwrap_or_default();
         Ok((z, pooled))
     }
@@ -341,65 +386,6 @@ impl TextEncoder {
 
 fn to_host(t: &Tensor) -> candle_core::Result<Vec<f32>> {
     t.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
-}
-
-/// The sizes SDXL is told (Podell et al. 2023, section 2.2), each as height before width, in pixels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Sizes {
-    /// Size of the training picture this one should look like.
-    pub original: (usize, usize),
-    /// Top and left of the crop.
-    pub crop: (usize, usize),
-    /// Size of the picture.
-    pub target: (usize, usize),
-}
-
-impl Sizes {
-    /// Original and target size are the picture's, nothing is cropped.
-    #[must_use]
-    pub fn of_picture(width: usize, height: usize) -> Self {
-        Self {
-            original: (height, width),
-            crop: (0, 0),
-            target: (height, width),
-        }
-    }
-
-    /// The UNet's vector: pooled text, then the embedding of each value.
-    #[must_use]
-    pub fn vector(self, pooled: &[f32]) -> Vec<f32> {
-        let values = [
-            self.original.0,
-            self.original.1,
-            self.crop.0,
-            self.crop.1,
-            self.target.0,
-            self.target.1,
-        ];
-        let values = values.map(half_precision);
-        with_embedded(pooled, &values)
-    }
-
-    /// The refiner's vector: pooled text, then the embedding of size, crop and aesthetic score.
-    #[must_use]
-    pub fn refiner_vector(self, pooled: &[f32], aesthetic_score: f32) -> Vec<f32> {
-        let sizes = [self.original.0, self.original.1, self.crop.0, self.crop.1];
-        let [h, w, top, left] = sizes.map(half_precision);
-        let score = half::f16::from_f32(aesthetic_score).to_f32();
-        with_embedded(pooled, &[h, w, top, left, score])
-    }
-}
-
-/// A1111 holds the sizes in half precision: exact up to 2048, even numbers beyond.
-fn half_precision(size: usize) -> f32 {
-    half::f16::from_f32(size as f32).to_f32()
-}
-
-/// Pooled text, then the embedding of each value.
-fn with_embedded(pooled: &[f32], values: &[f32]) -> Vec<f32> {
-    let mut vector = pooled.to_vec();
-    vector.extend(sinusoidal_embedding(values, SIZE_EMBEDDING));
-    vector
 }
 
 #[cfg(test)]
@@ -423,17 +409,5 @@ mod tests {
         };
         let seen: Vec<f32> = (0..7).map(|call| prompt.at(call).context[0]).collect();
         assert_eq!(seen, [1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0]);
-    }
-
-    #[test]
-    fn height_comes_before_width_and_large_sizes_are_half_precision() {
-        let vector = Sizes::of_picture(832, 2049).vector(&[7.0]);
-        assert_eq!(vector.len(), 1 + 6 * SIZE_EMBEDDING);
-        assert_eq!(
-            (vector[0], vector[1]),
-            (7.0, 2048f32.cos()),
-            "2049 rounds to 2048"
-        );
-        assert_eq!(&vector[1 + SIZE_EMBEDDING..][..1], [832f32.cos()]);
     }
 }

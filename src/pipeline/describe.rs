@@ -19,6 +19,10 @@ pub(super) struct Description<'a> {
     pub(super) lora_hashes: Vec<String>,
     /// `NAME: HASH` of every textual inversion used.
     pub(super) embedding_hashes: Vec<String>,
+    /// Whether reading prompt editing by its old rule made a difference.
+    pub(super) old_timelines: bool,
+    /// Whether the UNet is told about a mask.
+    pub(super) inpainting: bool,
 }
 
 impl Description<'_> {
@@ -42,27 +46,35 @@ impl Description<'_> {
             extra.insert("Schedule type", plan.schedule_type);
         }
         let options = &self.request.infotext;
-        for (key, hashes, wanted) in [
-            ("Lora hashes", &self.lora_hashes, options.lora_hashes),
-            (
-                "TI hashes",
-                &self.embedding_hashes,
-                options.embedding_hashes,
-            ),
-        ] {
-            extra.insert_some(
-                key,
-                (wanted && !hashes.is_empty()).then(|| hashes.join(", ")),
-            );
-        }
+        let listed = |hashes: &[String], wanted: bool| {
+            (wanted && !hashes.is_empty()).then(|| hashes.join(", "))
+        };
+        extra.insert_some(
+            "Lora hashes",
+            listed(&self.lora_hashes, options.lora_hashes),
+        );
+        extra.insert_some(
+            "Old prompt editing timelines",
+            self.old_timelines.then_some(true),
+        );
+        extra.insert_some(
+            "TI hashes",
+            listed(&self.embedding_hashes, options.embedding_hashes),
+        );
         let texts = [&self.texts.prompt, &self.texts.negative];
         let emphasised = texts.iter().any(|text| text.contains(['(', '[']));
         if self.request.emphasis != Emphasis::Original && emphasised {
             extra.insert("Emphasis", self.request.emphasis.label());
         }
+        for (key, value) in self.request.settings.schedule_infotext().iter() {
+            extra.insert(key, value.clone());
+        }
         for (key, value) in plan.infotext.iter().chain(denoiser) {
             extra.insert(key.clone(), value.clone());
         }
+        let hires = self.request.hires.as_ref().filter(|h| h.strength > 0.0);
+        let extra_noise = hires.map(|_| self.request.settings.hires_extra_noise);
+        extra.insert_some("Extra noise", extra_noise.filter(|noise| *noise > 0.0));
         extra
     }
 
@@ -100,12 +112,13 @@ impl Description<'_> {
         if let Some(vae) = self.vae {
             p.insert_some(
                 "VAE hash",
-                (!vae.shorthash.is_empty()).then(|| vae.shorthash.clone()),
+                (r.infotext.vae_hash && !vae.shorthash.is_empty()).then(|| vae.shorthash.clone()),
             );
             p.insert_some(
                 "VAE",
                 vae.path
                     .file_name()
+                    .filter(|_| r.infotext.vae_name)
                     .map(|name| name.to_string_lossy().into_owned()),
             );
         }
@@ -122,12 +135,17 @@ impl Description<'_> {
             "Denoising strength",
             extra.get("Denoising strength").cloned(),
         );
+        p.insert_some(
+            "Conditional mask weight",
+            self.inpainting.then_some(r.settings.mask_weight),
+        );
         p.insert_some("Clip skip", (r.clip_skip > 1).then_some(r.clip_skip));
         let delta = r.sampler_options.eta_noise_seed_delta;
         p.insert_some(
             "ENSD",
             r.sampler.writes_ensd(&r.sampler_options).then_some(delta),
         );
+        p.insert_some("Init image hash", r.infotext.init_image_hash.clone());
         p.insert_some(
             "RNG",
             (r.noise_source != NoiseSource::Gpu).then(|| r.noise_source.to_string()),

@@ -15,13 +15,14 @@ use super::network::{GuidedUnet, Part};
 use super::networks::Remarks;
 use super::passes::Pass;
 use super::refiner::Model;
+use super::seeds::{image_rng, latent_size, seeds, singles, subseeds};
 use super::texts::Texts;
 use super::{
     Control, Error, GenerateRequest, Generated, GeneratedImage, LATENT_PIXEL, Observer, Pipeline,
     Progress, Timings,
 };
 use crate::imaging::{GridShape, grid};
-use crate::rng::{ImageRng, ImageRngConfig};
+use crate::rng::ImageRng;
 use crate::sampling::{
     CfgDenoiser, Guidance, InfotextParams, Latents, Mask, NoiseStreams, Plan, sample,
 };
@@ -103,6 +104,8 @@ impl Pipeline {
             passes: passes.iter().map(|pass| &pass.plan).collect(),
             lora_hashes: remarks.lora_hashes,
             embedding_hashes: remarks.embedding_hashes,
+            old_timelines: remarks.old_timelines,
+            inpainting: self.is_inpainting(),
         };
         let mut done = Generated {
             images: Vec::new(),
@@ -110,6 +113,7 @@ impl Pipeline {
             seeds,
             subseeds,
             timings,
+            inpainting_conditioning: description.inpainting,
             interrupted: false,
             comments: remarks.comments,
         };
@@ -213,7 +217,7 @@ impl Pipeline {
                 self.merge_for(pass)?;
                 let start = self
                     .model(pass.model)
-                    .second_start(&pass.plan, noise, &larger)?;
+                    .second_start(request, &pass.plan, noise, &larger)?;
                 let before = passes[0].plan.steps;
                 let second = self.denoise(pass, start, observer, &|step| report(before + step))?;
                 second.after(first.infotext)
@@ -260,11 +264,13 @@ impl Pipeline {
     /// Where the hires pass begins: the enlarged latents under fresh noise of the same seeds.
     fn second_start(
         &self,
+        request: &GenerateRequest,
         plan: &Plan,
         mut noise: ImageRng,
         larger: &Latents,
     ) -> Result<Start, Error> {
-        let latents = plan.noised_image(larger, &noise.first(), 0.0);
+        let extra_noise = request.settings.hires_extra_noise;
+        let latents = plan.noised_image(larger, &noise.first(), extra_noise);
         let extra = self.unpainted(latents.shape)?;
         let streams = NoiseStreams::new(noise, plan);
         Ok(Start {
@@ -311,8 +317,9 @@ impl Pipeline {
             &mut streams,
             &mut |finished, _| report(finished),
         );
-        let (infotext, last) = (denoiser.infotext(), denoiser.last_denoised().cloned());
+        let (mut infotext, last) = (denoiser.infotext(), denoiser.last_denoised().cloned());
         drop(denoiser);
+        infotext.extend(network.infotext());
         let latents = match result {
             Ok(latents) => {
                 report(plan.steps);
@@ -347,7 +354,7 @@ impl Pipeline {
         extra: Option<Tensor>,
     ) -> GuidedUnet<'a> {
         let part = Part::new(self.model(pass.model), &pass.prompts);
-        let network = GuidedUnet::new(part, pass.sizes, observer, extra);
+        let network = GuidedUnet::new(part, pass.sizes, observer, extra).padded(pass.padding);
         match &pass.refiner {
             None => network,
             Some(refiner) => {
@@ -382,54 +389,6 @@ fn check(request: &GenerateRequest) -> Result<(), Error> {
         )));
     }
     Ok(())
-}
-
-/// Generators for one batch of pictures of `width` x `height` pixels.
-fn image_rng(
-    request: &GenerateRequest,
-    (seeds, subseeds): (&[u64], &[u64]),
-    (width, height): (usize, usize),
-) -> ImageRng {
-    ImageRng::new(ImageRngConfig {
-        source: request.noise_source,
-        shape: [4, height / LATENT_PIXEL, width / LATENT_PIXEL],
-        seeds: seeds.to_vec(),
-        subseeds: subseeds.to_vec(),
-        subseed_strength: request.subseed_strength,
-        seed_resize_from: request.seed_resize_from,
-        eta_noise_seed_delta: request.sampler_options.eta_noise_seed_delta,
-    })
-}
-
-/// Each picture's latents by itself; none if there are none.
-fn singles(batch: Option<Latents>) -> impl Iterator<Item = Latents> {
-    batch.into_iter().flat_map(|batch| {
-        let [_, channels, height, width] = batch.shape;
-        let single = |image: &[f32]| Latents::new(image.to_vec(), [1, channels, height, width]);
-        batch.images().map(single).collect::<Vec<_>>()
-    })
-}
-
-/// Width and height in pixels of the picture that latents stand for.
-fn latent_size(latents: &Latents) -> (usize, usize) {
-    (
-        latents.shape[3] * LATENT_PIXEL,
-        latents.shape[2] * LATENT_PIXEL,
-    )
-}
-
-/// Consecutive seeds, or one for all while a variation seed makes the difference.
-fn seeds(request: &GenerateRequest, total: usize) -> Vec<u64> {
-    let step = u64::from(request.subseed_strength == 0.0);
-    (0..total as u64)
-        .map(|i| request.seed.wrapping_add(i * step))
-        .collect()
-}
-
-fn subseeds(request: &GenerateRequest, total: usize) -> Vec<u64> {
-    (0..total as u64)
-        .map(|i| request.subseed.wrapping_add(i))
-        .collect()
 }
 
 fn timed<T>(total: &mut Duration, work: impl FnOnce() -> T) -> T {

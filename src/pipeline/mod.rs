@@ -13,10 +13,14 @@ pub mod image_to_image;
 pub mod merged;
 mod network;
 pub mod networks;
+mod padding;
 mod passes;
 pub mod refiner;
 pub mod request;
 pub mod resample;
+mod seeds;
+pub mod settings;
+pub mod sizes;
 mod soft_inpainting;
 mod texts;
 pub mod upscale;
@@ -24,12 +28,14 @@ mod vocabulary;
 
 pub use hires::{Hires, HiresSize, HiresUpscaler};
 pub use image_to_image::{ImageResize, InitImage, InpaintMask, MaskedContent};
+pub use padding::PadConds;
 pub use refiner::{OtherCheckpoint, Refiner, RefinerPasses, SwitchBy};
 pub use request::{
     CheckpointIdentity, Control, GenerateRequest, Generated, GeneratedImage, InfotextOptions,
     LoadOptions, Observer, Progress, Timings, VaeIdentity,
 };
 pub use resample::LatentMode;
+pub use settings::Settings;
 pub use soft_inpainting::SoftInpainting;
 pub use upscale::{
     Extras, ExtrasRequest, ExtrasSize, PictureUpscaler, Tiling, UpscalerFile, UpscalerSlot,
@@ -43,10 +49,10 @@ use candle_core::{DType, Tensor};
 use crate::models::{Unet, Vae, vae};
 use crate::nn::Placement;
 use crate::prompt::Tokenizer;
-use crate::sampling::{Latents, Parameterization, SigmaTable, TableOptions};
+use crate::sampling::{Latents, Parameterization, TableOptions};
 use crate::weights::detect::{self, Kind, Role, prefix};
 use crate::weights::{self, SafetensorsFile, Source, demo};
-use conditioning::TextEncoder;
+use conditioning::{EncodedText, TextEncoder};
 use merged::MergedNetworks;
 use network::channels_first;
 
@@ -118,7 +124,10 @@ pub struct Pipeline {
     place: Placement,
     /// The VAE's own: it never computes in plain f16.
     vae_place: Placement,
-    table: SigmaTable,
+    /// What the checkpoint says about its training schedule.
+    own_table: TableOptions,
+    /// The encoded empty prompt, once it was needed.
+    empty_prompt: Option<EncodedText>,
     parameterization: Parameterization,
     native_size: (usize, usize),
     upscalers: UpscalerSlot,
@@ -184,10 +193,11 @@ impl Pipeline {
             vae,
             place,
             vae_place,
-            table: SigmaTable::new(TableOptions {
+            own_table: TableOptions {
                 zero_terminal_snr: training.zero_terminal_snr,
                 ..TableOptions::default()
-            }),
+            },
+            empty_prompt: None,
             parameterization: if training.v_prediction {
                 Parameterization::V
             } else {
@@ -212,6 +222,11 @@ impl Pipeline {
     #[must_use]
     pub fn native_size(&self) -> (usize, usize) {
         self.native_size
+    }
+
+    /// Whether the UNet is told about a mask, besides the latents.
+    fn is_inpainting(&self) -> bool {
+        self.unet.in_channels() > seeds::LATENT_CHANNELS
     }
 
     /// What an inpainting checkpoint is told when there is nothing to inpaint: paint everything, over grey.

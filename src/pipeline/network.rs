@@ -1,19 +1,21 @@
 //! The UNet as the sampling layer's [`Network`]: one batch for all prompts and pictures, layouts changed at the edge.
 //!
 //! Latents outside are `[batch, 4, h, w]` on the host; the UNet's are `[rows, h, w, channels]` on its device. Rows are the
-//! prompt's pieces, picture by picture, then the negative prompt for each picture. Prompts of different length run apart,
-//! since padding would change the attention.
+//! prompt's pieces, picture by picture, then the negative prompt for each picture. Prompts that still differ in length after
+//! [`align`] run apart.
 
 use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
 
-use super::conditioning::{EncodedText, Prompts, Sizes};
+use super::conditioning::{EncodedText, Prompts};
+use super::padding::{Aligned, PadConds, align};
 use super::refiner::{AESTHETIC_SCORES, Switch};
+use super::sizes::Sizes;
 use super::{Control, Error, Observer, Pipeline};
 use crate::models::{Conditioning, Unet};
 use crate::nn::Placement;
-use crate::sampling::{Latents, Network, Prediction, Uncond};
+use crate::sampling::{InfotextParams, Latents, Network, Prediction, Uncond};
 use crate::weights::detect::Kind;
 
 /// Conditionings kept for the next calls: alternating prompts need two, long ones would need too much memory.
@@ -26,6 +28,8 @@ pub(super) struct Part<'a> {
     prompts: &'a Prompts,
     /// What a refiner is told of prompt and negative prompt; `None` for other models.
     aesthetic_scores: Option<(f32, f32)>,
+    /// The model's encoded empty prompt, if padding needs it.
+    empty: Option<&'a EncodedText>,
 }
 
 impl<'a> Part<'a> {
@@ -36,6 +40,7 @@ impl<'a> Part<'a> {
             place: &model.place,
             prompts,
             aesthetic_scores: is_refiner.then_some(AESTHETIC_SCORES),
+            empty: model.empty_prompt.as_ref(),
         }
     }
 
@@ -58,7 +63,12 @@ pub(super) struct GuidedUnet<'a> {
     observer: &'a dyn Observer,
     /// Channels behind the latents of every picture, `[1 or pictures, h, w, extra]`: inpainting checkpoints.
     extra: Option<Tensor>,
-    kept: Vec<(Vec<*const EncodedText>, Conditioning)>,
+    kept: Vec<(Vec<Arc<EncodedText>>, Conditioning)>,
+    padding: PadConds,
+    /// Texts of late calls, as they are and as they run.
+    aligned: Vec<(Vec<Arc<EncodedText>>, Aligned)>,
+    /// Whether the last call's texts were padded.
+    was_padded: bool,
     /// Why the run was stopped, if it was.
     pub(super) stopped: Option<Control>,
 }
@@ -87,8 +97,45 @@ impl<'a> GuidedUnet<'a> {
             observer,
             extra,
             kept: Vec::new(),
+            padding: PadConds::Apart,
+            aligned: Vec::new(),
+            was_padded: false,
             stopped: None,
         }
+    }
+
+    /// Brings prompts of different length together.
+    pub(super) fn padded(self, padding: PadConds) -> Self {
+        Self { padding, ..self }
+    }
+
+    /// What infotext says about padding: the last call decides, as in A1111.
+    pub(super) fn infotext(&self) -> InfotextParams {
+        let key = self.padding.infotext().filter(|_| self.was_padded);
+        key.map(|key| (key.to_string(), "True".to_string()))
+            .into_iter()
+            .collect()
+    }
+
+    /// The texts of denoiser call `call`, brought to the lengths they run with.
+    fn texts(&mut self, call: usize) -> Aligned {
+        let prompts = self.part.prompts;
+        let pieces = prompts.positive.iter().map(|(_, prompt)| prompt);
+        let texts: Vec<Arc<EncodedText>> = pieces
+            .chain([&prompts.negative])
+            .map(|prompt| prompt.at(call).clone())
+            .collect();
+        if let Some((_, hit)) = self.aligned.iter().find(|(key, _)| same(key, &texts)) {
+            return hit.clone();
+        }
+        let mut pieces = texts.clone();
+        let negative = pieces.pop();
+        let aligned = align(pieces, negative, self.padding, self.part.empty);
+        if self.aligned.len() == KEPT {
+            self.aligned.remove(0);
+        }
+        self.aligned.push((texts, aligned.clone()));
+        aligned
     }
 
     /// Lets another model take over.
@@ -113,6 +160,7 @@ impl<'a> GuidedUnet<'a> {
             self.part = part;
             self.has_switched = true;
             self.kept.clear();
+            self.aligned.clear();
         }
     }
 
@@ -177,9 +225,8 @@ impl<'a> GuidedUnet<'a> {
     }
 
     fn conditioning(&mut self, rows: &[Row], pictures: usize) -> Result<Conditioning, Error> {
-        // The prompts outlive this run, so an address stands for a text.
-        let key: Vec<*const EncodedText> = rows.iter().map(|(text, _)| Arc::as_ptr(text)).collect();
-        if let Some((_, hit)) = self.kept.iter().find(|(k, _)| *k == key) {
+        let key: Vec<Arc<EncodedText>> = rows.iter().map(|(text, _)| text.clone()).collect();
+        if let Some((_, hit)) = self.kept.iter().find(|(k, _)| same(k, &key)) {
             return Ok(hit.clone());
         }
         let tokens = rows[0].0.tokens;
@@ -236,15 +283,12 @@ impl Network for GuidedUnet<'_> {
             return Err(Error::Interrupted);
         }
         self.switch_if_due(timestep, call);
-        let pieces = self
-            .part
-            .prompts
-            .positive
-            .iter()
-            .enumerate()
-            .map(|(i, (_, p))| (p.at(call).clone(), RowOf::Piece(i)));
-        let negative = (uncond == Uncond::Needed)
-            .then(|| (self.part.prompts.negative.at(call).clone(), RowOf::Negative));
+        let texts = self.texts(call);
+        self.was_padded = texts.padded;
+        let pieces = texts.pieces.into_iter().enumerate();
+        let pieces = pieces.map(|(i, text)| (text, RowOf::Piece(i)));
+        let negative = texts.negative.map(|text| (text, RowOf::Negative));
+        let negative = negative.filter(|_| uncond == Uncond::Needed);
         let mut waiting: Vec<Row> = pieces.chain(negative).collect();
         let mut answers: Vec<(RowOf, Latents)> = Vec::with_capacity(waiting.len());
         while let Some(tokens) = waiting.first().map(|(text, _)| text.tokens) {
@@ -274,6 +318,11 @@ impl Network for GuidedUnet<'_> {
     fn is_composed(&self) -> bool {
         !matches!(self.part.prompts.positive.as_slice(), [(weight, _)] if weight.to_bits() == 1f32.to_bits())
     }
+}
+
+/// Whether both are the very same texts.
+fn same(a: &[Arc<EncodedText>], b: &[Arc<EncodedText>]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b))
 }
 
 /// The batch `n` times over.

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use super::conditioning::Prompts;
+use super::conditioning::{EncodeOptions, Prompts};
 use super::{Error, GenerateRequest, Pipeline};
-use crate::prompt::{ExtraNetwork, ScheduleSteps};
+use crate::prompt::{EditRule, ExtraNetwork, ScheduleSteps, schedule};
 
 /// A LoRA file with its strengths.
 #[derive(Debug, Clone, PartialEq)]
@@ -156,6 +156,8 @@ pub(super) struct Remarks {
     pub(super) comments: Vec<String>,
     pub(super) lora_hashes: Vec<String>,
     pub(super) embedding_hashes: Vec<String>,
+    /// Whether reading prompt editing by its old rule made a difference.
+    pub(super) old_timelines: bool,
 }
 
 /// Appends what is not there yet.
@@ -177,18 +179,32 @@ impl Pipeline {
         request: &GenerateRequest,
         remarks: &mut Remarks,
     ) -> Result<Prompts, Error> {
-        self.merge(&networks.files)?;
+        self.merge_noting(networks, remarks)?;
         let bundled = self.networks.embeddings().iter();
         let embeddings = request.embeddings.iter().chain(bundled).map(Arc::clone);
         self.text.set_embeddings(embeddings.collect());
         let prompts = self
             .text
-            .prompts(positive, negative, steps, request.emphasis)?;
+            .prompts(positive, negative, steps, EncodeOptions::of(request))?;
+        note(&mut remarks.embedding_hashes, prompts.embedding_hashes());
+        let differs =
+            |text| schedule(text, steps, EditRule::Old) != schedule(text, steps, EditRule::Current);
+        remarks.old_timelines |=
+            request.settings.edit_rule == EditRule::Old && (differs(positive) || differs(negative));
+        Ok(prompts)
+    }
+
+    /// Merges a pass's networks and notes what there is to say about them.
+    pub(super) fn merge_noting(
+        &mut self,
+        networks: &Networks,
+        remarks: &mut Remarks,
+    ) -> Result<(), Error> {
+        self.merge(&networks.files)?;
         note(&mut remarks.comments, networks.comments());
         note(&mut remarks.comments, self.networks.comments());
         note(&mut remarks.lora_hashes, self.networks.hashes());
-        note(&mut remarks.embedding_hashes, prompts.embedding_hashes());
-        Ok(prompts)
+        Ok(())
     }
 
     /// Brings the weights to a set of networks.

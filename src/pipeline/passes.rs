@@ -1,9 +1,11 @@
 //! The passes of a job, worked out before the first of them runs: steps, prompts, LoRAs, sizes and models of each.
 
-use super::conditioning::{Prompts, Sizes};
+use super::conditioning::Prompts;
 use super::hires::{Hires, HiresPass};
 use super::networks::{NetworkFile, Networks, Remarks};
+use super::padding::PadConds;
 use super::refiner::{Model, OtherCheckpoint, Switch};
+use super::sizes::Sizes;
 use super::texts::Texts;
 use super::{Error, GenerateRequest, Pipeline};
 use crate::prompt::ScheduleSteps;
@@ -15,6 +17,7 @@ pub(super) struct Pass {
     pub(super) plan: Plan,
     pub(super) prompts: Prompts,
     pub(super) sizes: Sizes,
+    pub(super) padding: PadConds,
     pub(super) cfg_scale: f32,
     /// Who takes over, and when.
     pub(super) refiner: Option<Takeover>,
@@ -37,6 +40,8 @@ struct Wanted<'a> {
     request: &'a GenerateRequest,
     texts: (&'a str, &'a str),
     networks: Networks,
+    /// Networks that the prompts are encoded with, if not with those.
+    encoders: Option<Networks>,
     schedule: ScheduleSteps,
 }
 
@@ -57,10 +62,11 @@ impl Pipeline {
         let wanted = Wanted {
             request,
             texts: (&texts.plain, &texts.negative),
-            networks,
+            networks: networks.clone(),
+            encoders: None,
             schedule,
         };
-        let sizes = Sizes::of_picture(request.width, request.height);
+        let sizes = Sizes::of_picture(request.width, request.height, request.settings.crop);
         let pass = HiresPass::First;
         let first = self.pass(pass, Model::Own, (first, sizes), wanted, remarks)?;
         let mut passes = vec![first];
@@ -74,10 +80,13 @@ impl Pipeline {
                 request,
                 texts: (&texts.hires_plain, &texts.hires_negative),
                 networks: hires_networks,
+                // Another checkpoint encodes its prompts itself, as in A1111.
+                encoders: (request.settings.firstpass_conds && hires.checkpoint.is_none())
+                    .then_some(networks),
                 schedule,
             };
             let target = hires.size.target(request.width, request.height);
-            let sizes = Sizes::of_picture(target.width, target.height);
+            let sizes = Sizes::of_picture(target.width, target.height, request.settings.crop);
             let pass = HiresPass::Second;
             let mut second = self.pass(pass, model, (second, sizes), wanted, remarks)?;
             second.cfg_scale = hires.cfg_scale.unwrap_or(request.cfg_scale);
@@ -99,12 +108,16 @@ impl Pipeline {
         let Wanted {
             texts,
             networks,
+            encoders,
             schedule,
             ..
         } = wanted;
-        let prompts = self
-            .model_mut(model)
-            .encode_with(&networks, texts, schedule, request, remarks)?;
+        let encoders = encoders.as_ref().unwrap_or(&networks);
+        let padding = request.settings.padding;
+        let own = self.model_mut(model);
+        own.prepare_padding(padding)?;
+        let prompts = own.encode_with(encoders, texts, schedule, request, remarks)?;
+        own.merge_noting(&networks, remarks)?;
         let refiner = match &request.refiner {
             Some(refiner) if request.hires.is_none() || refiner.passes.contain(pass) => {
                 let other = self.own_or(Some(&refiner.checkpoint))?;
@@ -113,8 +126,10 @@ impl Pipeline {
                 } else {
                     self.check_takeover(model, other)?;
                     // The LoRAs of a prompt are made for the first model: what the second makes of them is no news.
-                    let prompts = self.model_mut(other).encode_with(
-                        &networks,
+                    let second = self.model_mut(other);
+                    second.prepare_padding(padding)?;
+                    let prompts = second.encode_with(
+                        encoders,
                         texts,
                         schedule,
                         request,
@@ -136,6 +151,7 @@ impl Pipeline {
             plan,
             prompts,
             sizes,
+            padding,
             cfg_scale: request.cfg_scale,
             refiner,
             networks: networks.files,
@@ -181,8 +197,8 @@ impl Pipeline {
         request: &GenerateRequest,
         (sampler, scheduler, steps): (Sampler, Scheduler, usize),
     ) -> Plan {
-        let table = &self.model(model).table;
-        plan(sampler, scheduler, steps, &request.sampler_options, table)
+        let table = request.settings.table(self.model(model).own_table);
+        plan(sampler, scheduler, steps, &request.sampler_options, &table)
     }
 
     /// The first pass's plan, and the denoiser calls that its prompts' editing counts in.

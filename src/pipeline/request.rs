@@ -8,6 +8,7 @@ use super::hires::Hires;
 use super::image_to_image::InitImage;
 use super::networks::KnownLora;
 use super::refiner::Refiner;
+use super::settings::Settings;
 use crate::imaging::infotext::Params;
 use crate::prompt::Emphasis;
 use crate::rng::NoiseSource;
@@ -49,7 +50,7 @@ pub struct GenerateRequest {
     pub batch_size: usize,
     /// Number of batches.
     pub batch_count: usize,
-    /// A1111's `CLIP_stop_at_last_layers`; recorded, without effect on SDXL.
+    /// A1111's `CLIP_stop_at_last_layers`; without effect on SDXL unless [`Settings::clip_l_skip`] says so.
     pub clip_skip: usize,
     /// How initial and step noise is made.
     pub noise_source: NoiseSource,
@@ -70,6 +71,8 @@ pub struct GenerateRequest {
     pub loras: Option<BTreeMap<String, KnownLora>>,
     /// Textual inversions that prompts may name.
     pub embeddings: Vec<Arc<Embedding>>,
+    /// Settings that change how the job is carried out.
+    pub settings: Settings,
     /// What the infotext says beyond what this request implies.
     pub infotext: InfotextOptions,
 }
@@ -103,6 +106,7 @@ impl Default for GenerateRequest {
             refiner: None,
             loras: None,
             embeddings: Vec::new(),
+            settings: Settings::default(),
             infotext: InfotextOptions::default(),
         }
     }
@@ -119,10 +123,16 @@ pub struct InfotextOptions {
     pub model_hash: bool,
     /// Write `Model`.
     pub model_name: bool,
+    /// Write `VAE hash`.
+    pub vae_hash: bool,
+    /// Write `VAE`.
+    pub vae_name: bool,
     /// Write `Lora hashes`.
     pub lora_hashes: bool,
     /// Write `TI hashes`.
     pub embedding_hashes: bool,
+    /// Value of `Init image hash`, if init images are kept.
+    pub init_image_hash: Option<String>,
     /// Text of `Version`; `None` leaves the key out.
     pub version: Option<String>,
     /// Whether `CFG scale` was typed as an integer (`7`) or arrived as a float (`7.0`): A1111 prints Python numbers.
@@ -134,8 +144,11 @@ impl Default for InfotextOptions {
         Self {
             model_hash: true,
             model_name: true,
+            vae_hash: true,
+            vae_name: true,
             lora_hashes: true,
             embedding_hashes: true,
+            init_image_hash: None,
             version: Some(crate::config::VERSION_TEXT.to_string()),
             cfg_scale_as_int: false,
         }
@@ -227,6 +240,8 @@ pub struct Generated {
     pub extra_params: Params,
     /// Where the time went.
     pub timings: Timings,
+    /// Whether the UNet was told about a mask (`is_using_inpainting_conditioning` of the API).
+    pub inpainting_conditioning: bool,
     /// Whether the job ended early on request.
     pub interrupted: bool,
     /// Remarks for the user (a missing LoRA, for example).

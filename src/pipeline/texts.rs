@@ -7,7 +7,7 @@ use super::networks::{Networks, is_lora};
 use super::request::GenerateRequest;
 use crate::prompt::{ExtraNetwork, extract_extra_networks, strip_comments};
 
-/// Prompts without comments; the `plain` ones also without `<name:…>` tags, which only positive prompts have.
+/// Prompts without comments, if these are stripped; the `plain` ones also without `<name:…>` tags, which only positive prompts have.
 pub(super) struct Texts {
     /// The infotext's prompt.
     pub(super) prompt: String,
@@ -27,15 +27,17 @@ pub(super) struct Texts {
 
 impl Texts {
     pub(super) fn new(request: &GenerateRequest) -> Self {
-        let (prompt, negative) = (
-            strip_comments(&request.prompt),
-            strip_comments(&request.negative_prompt),
-        );
-        let (plain, networks) = extract_extra_networks(&prompt);
-        let hires = |text: Option<&String>| {
-            text.filter(|text| !text.is_empty())
-                .map(|text| strip_comments(text))
+        let shown = |text: &str| {
+            if request.settings.strip_comments {
+                strip_comments(text)
+            } else {
+                text.to_string()
+            }
         };
+        let (prompt, negative) = (shown(&request.prompt), shown(&request.negative_prompt));
+        let (plain, networks) = extract_extra_networks(&prompt);
+        let hires =
+            |text: Option<&String>| text.filter(|text| !text.is_empty()).map(|text| shown(text));
         let hires_prompt = hires(request.hires.as_ref().map(|hires| &hires.prompt));
         let hires_negative = hires(request.hires.as_ref().map(|hires| &hires.negative_prompt));
         let (hires_plain, hires_networks) = hires_prompt.map_or_else(

@@ -92,6 +92,9 @@ impl Chunk {
     }
 }
 
+/// A1111's default of `comma_padding_backtrack`, tokens.
+pub const COMMA_BACKTRACK: usize = 20;
+
 /// How a prompt is cut into chunks.
 #[derive(Clone, Copy)]
 pub struct ChunkOptions<'a> {
@@ -109,7 +112,7 @@ impl ChunkOptions<'_> {
     pub fn new(tower: Tower) -> Self {
         Self {
             tower,
-            comma_backtrack: 20,
+            comma_backtrack: COMMA_BACKTRACK,
             embeddings: &NoEmbeddings,
         }
     }

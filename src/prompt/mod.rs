@@ -18,8 +18,8 @@ mod tokenizer;
 
 pub use attention::{BREAK, BREAK_WEIGHT, parse_attention};
 pub use chunks::{
-    CHUNK_LENGTH, Chunk, ChunkOptions, EmbeddingFix, EmbeddingMatch, Embeddings, NoEmbeddings,
-    Tower, build_chunks, equalize_chunks,
+    CHUNK_LENGTH, COMMA_BACKTRACK, Chunk, ChunkOptions, EmbeddingFix, EmbeddingMatch, Embeddings,
+    NoEmbeddings, Tower, build_chunks, equalize_chunks,
 };
 pub use compose::{Subprompt, split_and};
 pub use emphasis::Emphasis;

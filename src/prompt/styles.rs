@@ -56,13 +56,10 @@ fn extract(prompt: &str, style_text: &str) -> Option<String> {
     }
     if let Some((left, right)) = style.split_once(PLACEHOLDER) {
         let inside = prompt.strip_prefix(left)?.strip_suffix(right)?;
-        return Some(inside.trim_matches(super::is_space).to_string());
+        return Some(inside.to_string());
     }
     let before = prompt.strip_suffix(style)?;
-    if before.is_empty() {
-        return Some(String::new());
-    }
-    before.strip_suffix(", ").map(str::to_string)
+    Some(before.strip_suffix(", ").unwrap_or(before).to_string())
 }
 
 /// Finds the styles that a prompt pair carries, takes their texts out and names them in the order found.
@@ -99,7 +96,7 @@ pub fn extract_styles(
 
 /// Reads the table. Columns may come in any order and others are ignored; the oldest files call the prompt `text`.
 ///
-/// Rows that are separators of A1111's list (`------`) are left out.
+/// Rows that are separators of A1111's list (`------`) or comments (`#…`) are left out.
 ///
 /// # Errors
 /// [`Error::Styles`] if there is no `name` column or a quoted field never ends.
@@ -130,7 +127,9 @@ pub fn read_styles(csv: &str) -> Result<Vec<Style>, Error> {
             prompt: cell(&row, prompt),
             negative_prompt: cell(&row, negative),
         })
-        .filter(|style| !style.name.is_empty() && !style.name.starts_with("---"))
+        .filter(|style| {
+            !style.name.is_empty() && !style.name.starts_with("---") && !style.name.starts_with('#')
+        })
         .collect())
 }
 

@@ -89,6 +89,8 @@ pub struct SamplerOptions {
     pub sgm_noise_multiplier: bool,
     /// Added to the seeds of every noise but the first ("ENSD").
     pub eta_noise_seed_delta: i64,
+    /// One Brownian tree for the whole batch, seeded by its last picture (`no_dpmpp_sde_batch_determinism`).
+    pub no_dpmpp_sde_batch_determinism: bool,
     /// `UniPC`'s coefficients.
     pub uni_pc_variant: UniPcVariant,
     /// `UniPC`'s steps.
@@ -123,6 +125,7 @@ impl Default for SamplerOptions {
             always_discard_next_to_last_sigma: false,
             sgm_noise_multiplier: false,
             eta_noise_seed_delta: 0,
+            no_dpmpp_sde_batch_determinism: false,
             uni_pc_variant: UniPcVariant::Bh1,
             uni_pc_skip_type: UniPcSkip::TimeUniform,
             uni_pc_order: 3,

@@ -56,14 +56,20 @@ impl SigmaTable {
         });
         let mut alphas: Vec<f32> = cumulative.collect();
         if options.downcast_alphas {
-            for alpha in &mut alphas {
-                *alpha = f16::from_f32(*alpha).to_f32();
-            }
+            alphas = alphas.into_iter().map(half).collect();
         }
         if options.zero_terminal_snr {
             rescale_to_zero_terminal_snr(&mut alphas);
         }
-        Self::from_alphas(alphas, 0, 1, options.quantize)
+        let mut table = Self::from_alphas(alphas, 0, 1, options.quantize);
+        // Half precision goes on in A1111: its levels and their logarithms are computed from a half tensor. At zero terminal
+        // SNR the last level would overflow it, so there only the alphas were rounded.
+        if options.downcast_alphas && !options.zero_terminal_snr {
+            let level = |alpha: &f32| half(half(half(1.0 - alpha) / alpha).sqrt());
+            table.sigmas = table.alphas_cumprod.iter().map(level).collect();
+            table.log_sigmas = table.sigmas.iter().map(|sigma| half(sigma.ln())).collect();
+        }
+        table
     }
 
     /// The 50 levels that a latent consistency model knows.
@@ -168,6 +174,11 @@ impl SigmaTable {
     }
 }
 
+/// A number as half precision holds it.
+fn half(x: f32) -> f32 {
+    f16::from_f32(x).to_f32()
+}
+
 /// Shifts and scales the square roots so that the last level is pure noise (Lin et al. 2023, algorithm 1).
 fn rescale_to_zero_terminal_snr(alphas: &mut [f32]) {
     let (first, last) = (alphas[0].sqrt(), alphas[alphas.len() - 1].sqrt());
@@ -213,6 +224,37 @@ mod tests {
             "{}",
             sigmas[999]
         );
+    }
+
+    const HALF_LEVELS: [f32; 6] = [
+        0.03125,
+        0.038_299_56,
+        0.695_800_8,
+        1.618_164_1,
+        14.523_437_5,
+        14.609_375,
+    ];
+    const HALF_UNIFORM: [f32; 5] = [
+        14.609_042,
+        4.084_611,
+        1.615_648_3,
+        0.695_136_2,
+        0.031_277_89,
+    ];
+
+    #[test]
+    fn half_precision_alphas_give_half_precision_levels() {
+        // Python: struct's 'e' after each operation of sqrt((1 - a) / a).
+        let table = SigmaTable::new(TableOptions {
+            downcast_alphas: true,
+            ..TableOptions::default()
+        });
+        let levels = [0, 1, 250, 500, 998, 999].map(|k| table.sigmas()[k]);
+        assert_eq!(levels, HALF_LEVELS);
+        for (i, want) in HALF_UNIFORM.into_iter().enumerate() {
+            let got = table.sigma(999.0 * (1.0 - i as f32 / 4.0));
+            assert!((got / want - 1.0).abs() < 1e-6, "{got} {want}");
+        }
     }
 
     #[test]

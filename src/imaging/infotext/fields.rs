@@ -210,6 +210,13 @@ fn parse_version(text: &str) -> Option<Version> {
     Some((numbers, commits))
 }
 
+/// Whether a text was written by a version after `numbers` and `commits` more; a text without a readable version was.
+#[must_use]
+pub fn is_after(version: Option<&str>, numbers: [u32; 3], commits: u32) -> bool {
+    let version = version.and_then(parse_version);
+    version.is_none_or(|version| version > (numbers, commits))
+}
+
 fn apply_version(fields: &mut Params) {
     let text = |key: &str| fields.get(key).map(ToString::to_string).unwrap_or_default();
     let Some(version) = parse_version(&text("Version")) else {
