@@ -6,6 +6,7 @@
 pub mod auth;
 pub mod body;
 pub mod catalog;
+pub mod codecs;
 pub mod error;
 pub mod fields;
 pub mod generate;

@@ -12,7 +12,7 @@ use super::masks::MaskOutputs;
 use super::options::{self, Options};
 use super::pictures::{self, Reader, Sources};
 use super::types::{Generation, HiresFields, ImageFields, SILENT};
-use super::{hires, styles, vocabulary};
+use super::{codecs, hires, styles, vocabulary};
 use crate::config::{Limits, VERSION_TEXT};
 use crate::engine::checkpoint::{Selection, VaeChoice};
 use crate::engine::limits::{self, Numbers, Violation, check, resolve_seed};
@@ -230,11 +230,8 @@ fn finish(
     let checked = generate.check_networks();
     checked.map_err(|error| ApiError::bad_request(error.to_string()))?;
     let model = select(app, &options)?;
-    let preview_every = if options.flag("live_previews_enable") {
-        options.int("show_progress_every_n_steps").max(0) as usize
-    } else {
-        0
-    };
+    codecs::apply(app, &options, &mut generate)?;
+    let preview_every = codecs::preview_every(&options);
     let id = request
         .force_task_id
         .clone()
@@ -270,15 +267,9 @@ pub fn select(app: &App, options: &Options) -> Result<Selection, engine::Error> 
     if let Some(fixed) = &app.config.model.vae {
         return catalog.select(checkpoint, &catalog.find_or_open_vae(fixed)?);
     }
-    let choice = VaeChoice::from_option(options.text("sd_vae"));
-    match catalog.select(checkpoint.clone(), &choice) {
-        // As A1111 does: a stale setting must not make every request fail.
-        Err(engine::Error::VaeNotFound { name, .. }) => {
-            tracing::warn!(vae = name, "VAE not found, the checkpoint's own is used");
-            catalog.select(checkpoint, &VaeChoice::Own)
-        }
-        other => other,
-    }
+    let overrides = options.flag("sd_vae_overrides_per_model_preferences");
+    let choice = VaeChoice::from_options(options.text("sd_vae"), overrides);
+    catalog.select_or_own(checkpoint, &choice)
 }
 
 /// `task(txt2img-XXXXXXX)` with seven random letters or digits.
@@ -475,6 +466,8 @@ fn build_request(
         infotext: InfotextOptions {
             model_hash: options.flag("add_model_hash_to_info"),
             model_name: options.flag("add_model_name_to_info"),
+            vae_hash: options.flag("add_vae_hash_to_info"),
+            vae_name: options.flag("add_vae_name_to_info"),
             lora_hashes: options.flag("lora_add_hashes_to_infotext"),
             embedding_hashes: options.flag("textual_inversion_add_hashes_to_infotext"),
             version: options

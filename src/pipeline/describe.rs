@@ -2,6 +2,7 @@
 
 use super::request::{CheckpointIdentity, GenerateRequest, VaeIdentity};
 use super::texts::Texts;
+use super::{Codec, Hires};
 use crate::imaging::infotext::{Params, build};
 use crate::prompt::Emphasis;
 use crate::rng::NoiseSource;
@@ -38,6 +39,11 @@ impl Description<'_> {
                 extra.insert(key, value.clone());
             }
         }
+        let encodes = self.request.init_image.is_some()
+            || self.request.hires.as_ref().is_some_and(Hires::encodes);
+        if encodes && self.request.vae.encoder != Codec::Full {
+            extra.insert("VAE Encoder", "TAESD");
+        }
         if plan.schedule_type != Scheduler::Automatic.label() && !plan.sigmas().is_empty() {
             extra.insert("Schedule type", plan.schedule_type);
         }
@@ -62,6 +68,9 @@ impl Description<'_> {
         }
         for (key, value) in plan.infotext.iter().chain(denoiser) {
             extra.insert(key.clone(), value.clone());
+        }
+        if self.request.vae.decoder != Codec::Full {
+            extra.insert("VAE Decoder", "TAESD");
         }
         extra
     }
@@ -100,12 +109,13 @@ impl Description<'_> {
         if let Some(vae) = self.vae {
             p.insert_some(
                 "VAE hash",
-                (!vae.shorthash.is_empty()).then(|| vae.shorthash.clone()),
+                (r.infotext.vae_hash && !vae.shorthash.is_empty()).then(|| vae.shorthash.clone()),
             );
             p.insert_some(
                 "VAE",
                 vae.path
                     .file_name()
+                    .filter(|_| r.infotext.vae_name)
                     .map(|name| name.to_string_lossy().into_owned()),
             );
         }

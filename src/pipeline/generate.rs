@@ -9,17 +9,16 @@ use candle_core::Tensor;
 use image::RgbImage;
 
 use super::conditioning::{Prompts, Sizes};
-use super::decode;
 use super::describe::Description;
 use super::image_to_image::ImageStart;
 use super::network::GuidedUnet;
 use super::networks::{NetworkFile, Networks, Remarks};
+use super::preview::{self, PreviewOptions};
 use super::texts::Texts;
 use super::{
     Control, Error, GenerateRequest, Generated, GeneratedImage, LATENT_PIXEL, Observer, Pipeline,
     Progress, Timings,
 };
-use crate::imaging::{GridShape, grid};
 use crate::prompt::ScheduleSteps;
 use crate::rng::{ImageRng, ImageRngConfig};
 use crate::sampling::{
@@ -66,6 +65,7 @@ impl Pipeline {
         check(request)?;
         let mut timings = Timings::default();
         self.place.circular.store(request.tiling, Ordering::Relaxed);
+        self.autoencoder.begin(&request.vae);
 
         // 2. Read the prompts as they are shown, and what they ask for besides text.
         let texts = Texts::new(request);
@@ -83,7 +83,7 @@ impl Pipeline {
         let total = request.batch_size * request.batch_count;
         let (seeds, subseeds) = (seeds(request, total), subseeds(request, total));
 
-        let (checkpoint, vae) = (self.identity.clone(), self.vae_identity.clone());
+        let (checkpoint, vae) = (self.identity.clone(), self.autoencoder.identity());
         let description = Description {
             request,
             texts: &texts,
@@ -126,8 +126,14 @@ impl Pipeline {
             // 6. Decode picture by picture, finish it, and say how it was made. The UNet's idle memory is of no use to the VAE.
             crate::trim_memory();
             let clock = Instant::now();
+            let first_of_batch = done.images.len();
             for (index, (i, latents)) in range.zip(singles(outcome.latents)).enumerate() {
-                let mut image = self.decode_image(&latents)?;
+                // What an interrupt left of the sampling is decoded to the end.
+                let watched: &dyn Observer = if done.interrupted { &() } else { observer };
+                let Some(mut image) = self.autoencoder.decode(&latents, watched)? else {
+                    done.interrupted = true;
+                    break;
+                };
                 if let Some(start) = &from_image {
                     image = start.finish(index, image)?;
                 }
@@ -141,6 +147,15 @@ impl Pipeline {
                 });
             }
             done.timings.decode += clock.elapsed();
+            if observer.wants_finished() {
+                let finished: Vec<RgbImage> = done.images[first_of_batch..]
+                    .iter()
+                    .map(|made| made.image.clone())
+                    .collect();
+                if let Some(sheet) = preview::sheet(&finished) {
+                    observer.preview(sheet);
+                }
+            }
             if batch + 1 < request.batch_count {
                 done.interrupted |= observer.control() == Control::Interrupt;
             }
@@ -170,7 +185,7 @@ impl Pipeline {
         };
         self.merge(&passes[0].networks)?;
         let start = self.first_start(request, &passes[0].plan, noise, from_image.as_ref())?;
-        let first = self.denoise(&passes[0], start, observer, report)?;
+        let first = self.denoise(&passes[0], start, &request.preview, observer, report)?;
         let (Some(hires), Some(latents), None) = (&request.hires, &first.latents, first.stopped)
         else {
             return Ok((first, from_image));
@@ -182,7 +197,9 @@ impl Pipeline {
                 self.merge(&pass.networks)?;
                 let start = self.second_start(&pass.plan, noise, &larger)?;
                 let before = passes[0].plan.steps;
-                self.denoise(pass, start, observer, &|step| report(before + step))?
+                self.denoise(pass, start, &request.preview, observer, &|step| {
+                    report(before + step)
+                })?
             }
             // A strength of 0 only enlarges.
             None => Outcome {
@@ -318,6 +335,7 @@ impl Pipeline {
         &self,
         pass: &Pass,
         start: Start,
+        shown: &PreviewOptions,
         observer: &dyn Observer,
         report: &dyn Fn(usize),
     ) -> Result<Outcome, Error> {
@@ -330,15 +348,11 @@ impl Pipeline {
             scale: pass.cfg_scale,
             parameterization: self.parameterization,
             mask: start.mask,
-            ..Guidance::default()
+            preview: shown.content,
         };
         let mut denoiser = CfgDenoiser::new(&mut network, guidance, plan, |_, denoised| {
             if observer.wants_preview()
-                && let Ok(sheet) = grid(
-                    &decode::approximate(denoised),
-                    GridShape::Square,
-                    image::Rgb([255; 3]),
-                )
+                && let Some(sheet) = self.preview(denoised, shown)
             {
                 observer.preview(sheet);
             }
@@ -383,9 +397,10 @@ impl Pipeline {
         })
     }
 
-    /// Decodes one picture's latents.
+    /// Decodes one picture's latents, interrupted or not.
     pub(super) fn decode_image(&self, latents: &Latents) -> Result<RgbImage, Error> {
-        decode::decode(&self.vae, &self.vae_place, latents)
+        let image = self.autoencoder.decode(latents, &())?;
+        image.ok_or(Error::Interrupted)
     }
 }
 

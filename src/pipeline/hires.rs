@@ -168,6 +168,13 @@ impl Hires {
     }
 }
 
+impl Hires {
+    /// Whether pictures are decoded, enlarged and encoded again.
+    pub(super) fn encodes(&self) -> bool {
+        matches!(self.upscaler, HiresUpscaler::Picture(_))
+    }
+}
+
 impl Pipeline {
     /// The first pass's latents at the target's size.
     pub(super) fn enlarge(

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::hires::Hires;
 use super::image_to_image::InitImage;
 use super::networks::KnownLora;
+use super::{PreviewOptions, VaeOptions};
 use crate::imaging::infotext::Params;
 use crate::prompt::Emphasis;
 use crate::rng::NoiseSource;
@@ -67,6 +68,10 @@ pub struct GenerateRequest {
     pub loras: Option<BTreeMap<String, KnownLora>>,
     /// Textual inversions that prompts may name.
     pub embeddings: Vec<Arc<Embedding>>,
+    /// How pictures are encoded and decoded.
+    pub vae: VaeOptions,
+    /// What the observer is shown.
+    pub preview: PreviewOptions,
     /// What the infotext says beyond what this request implies.
     pub infotext: InfotextOptions,
 }
@@ -99,6 +104,8 @@ impl Default for GenerateRequest {
             hires: None,
             loras: None,
             embeddings: Vec::new(),
+            vae: VaeOptions::default(),
+            preview: PreviewOptions::default(),
             infotext: InfotextOptions::default(),
         }
     }
@@ -115,6 +122,10 @@ pub struct InfotextOptions {
     pub model_hash: bool,
     /// Write `Model`.
     pub model_name: bool,
+    /// Write `VAE hash`.
+    pub vae_hash: bool,
+    /// Write `VAE`.
+    pub vae_name: bool,
     /// Write `Lora hashes`.
     pub lora_hashes: bool,
     /// Write `TI hashes`.
@@ -130,6 +141,8 @@ impl Default for InfotextOptions {
         Self {
             model_hash: true,
             model_name: true,
+            vae_hash: true,
+            vae_name: true,
             lora_hashes: true,
             embedding_hashes: true,
             version: Some(crate::config::VERSION_TEXT.to_string()),
@@ -201,6 +214,10 @@ pub trait Observer {
     fn progress(&self, _progress: Progress) {}
     /// Whether a preview of the current step would be looked at.
     fn wants_preview(&self) -> bool {
+        false
+    }
+    /// Whether the finished pictures of each batch would be looked at as a preview.
+    fn wants_finished(&self) -> bool {
         false
     }
     /// A small picture of the current state.

@@ -10,6 +10,7 @@ pub mod embedding;
 pub mod file;
 pub mod lora;
 pub mod synthetic;
+pub mod vae_keys;
 
 use std::path::{Path, PathBuf};
 
