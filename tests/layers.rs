@@ -48,15 +48,12 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
         "sampling",
         "a request names a sampler and a scheduler",
     ),
-    ("cli", "prompt", "a request names an emphasis mode"),
     ("cli", "rng", "a request names a noise source"),
     (
         "cli",
         "nn",
         "`bench` measures single operations and names the kernels in use",
     ),
-    ("engine", "sampling", "its tests write requests out"),
-    ("engine", "prompt", "its tests write requests out"),
     ("engine", "rng", "its tests write requests out"),
     (
         "api",

@@ -59,7 +59,7 @@ fn a_decode_in_strips_is_the_decode_in_one_piece() {
         for bytes in [0, peak / 4, peak / 2, peak - 1] {
             let strips = vae.decode_within(&z, bounds(bytes)).expect("runs");
             let worst = worst(&strips.expect("not stopped"), &whole);
-            println!("decode, circular {circular}, {bytes} of {peak} bytes: {worst:e}");
+            eprintln!("decode, circular {circular}, {bytes} of {peak} bytes: {worst:e}");
             assert!(worst < TOLERANCE, "{worst:e}");
         }
         let plain = vae.decode_within(&z, bounds(peak)).expect("runs");
@@ -82,7 +82,7 @@ fn an_encode_in_strips_is_the_encode_in_one_piece() {
             let strips = vae.encode_within(&picture, bounds(bytes)).expect("runs");
             let (strip_mean, strip_logvar) = strips.expect("not stopped");
             let (a, b) = (worst(&strip_mean, &mean), worst(&strip_logvar, &logvar));
-            println!("encode, circular {circular}, {bytes} bytes: mean {a:e}, log variance {b:e}");
+            eprintln!("encode, circular {circular}, {bytes} bytes: mean {a:e}, log variance {b:e}");
             // Latents and log variances reach tens.
             assert!(a < 10.0 * TOLERANCE && b < 10.0 * TOLERANCE, "{a:e} {b:e}");
         }
@@ -102,7 +102,7 @@ fn a_narrow_type_runs_in_strips_too() {
     let strips = strips.expect("not stopped").to_dtype(DType::F32);
     let wide = vae().0.decode(&z).expect("runs");
     let worst = worst(&strips.expect("converts"), &wide);
-    println!("decode in f16 strips against f32: {worst:e}");
+    eprintln!("decode in f16 strips against f32: {worst:e}");
     // f16 rounds to a thousandth, some thirty layers deep.
     assert!(worst < 0.05, "{worst}");
 }

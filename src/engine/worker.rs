@@ -97,7 +97,7 @@ impl PreviewSlot {
     }
 
     /// Whether a preview is wanted and the one before is old enough.
-    fn is_due(&self) -> bool {
+    pub(super) fn is_due(&self) -> bool {
         let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let rested = state.made.is_none_or(|at| at.elapsed() >= state.interval);
         rested
@@ -113,7 +113,7 @@ impl PreviewSlot {
             .interval = interval;
     }
 
-    fn put(&self, image: image::RgbImage) {
+    pub(super) fn put(&self, image: image::RgbImage) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         state.next += 1;
         state.made = Some(Instant::now());

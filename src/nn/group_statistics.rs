@@ -170,7 +170,7 @@ mod tests {
     use super::*;
     use crate::nn::Placement;
 
-    /// Largest difference between strips of `rows` rows and the whole picture; values far from zero, as late in a VAE.
+    /// Largest difference between strips of `rows` rows and the whole picture in f32; values far from zero, as late in a VAE.
     fn worst(place: &Placement, rows: usize) -> f32 {
         let (height, width, channels) = (13, 9, 64);
         let value = |i: usize| 40.0 + ((i * 2_654_435_761) % 1000) as f32 / 250.0;
@@ -182,21 +182,26 @@ mod tests {
         let norm = GroupNorm::new(place, &weight, &weight, 1e-6)
             .unwrap()
             .silu();
-        let whole = norm.forward(&x).unwrap();
+        let wide = GroupNorm::new(&Placement::cpu(), &weight, &weight, 1e-6)
+            .unwrap()
+            .silu();
+        let whole = wide.forward(&x.to_dtype(DType::F32).unwrap()).unwrap();
         let mut seen = GroupStatistics::default();
         let strips: Vec<Tensor> = (0..height)
             .step_by(rows)
             .map(|at| x.narrow(1, at, rows.min(height - at)).unwrap())
             .collect();
-        strips.iter().for_each(|strip| seen.add(strip).unwrap());
+        for strip in &strips {
+            seen.add(strip).unwrap();
+        }
         let measured = norm.measured(&seen).unwrap();
         let parts: Vec<Tensor> = strips
             .iter()
             .map(|strip| measured.forward(strip).unwrap())
             .collect();
         let joined = Tensor::cat(&parts, 1).unwrap();
+        let joined = joined.to_dtype(DType::F32).unwrap();
         let difference = (joined - whole).unwrap().abs().unwrap();
-        let difference = difference.to_dtype(DType::F32).unwrap();
         difference
             .flatten_all()
             .unwrap()
@@ -220,8 +225,8 @@ mod tests {
             dtype: DType::F16,
             ..Placement::cpu()
         };
-        // The composed norm itself computes in f16: a hundredth of values up to 3.
+        // The result is rounded to f16: half a 512th of values up to 4.
         let worst = worst(&half, 4);
-        assert!(worst < 0.1, "{worst}");
+        assert!(worst < 2e-3, "{worst}");
     }
 }

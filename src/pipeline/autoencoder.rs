@@ -382,3 +382,100 @@ fn load_vae(
     }
     Vae::new(checkpoint, prefix::VAE, place)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use candle_core::Device;
+
+    use super::*;
+    use crate::weights::demo;
+
+    #[test]
+    fn the_wider_type_is_the_one_the_options_allow() {
+        let choice = |f32, bf16| AutoPrecision { f32, bf16 };
+        for (from, options, to) in [
+            (DType::F16, choice(true, false), Some(DType::F32)),
+            (DType::F16, choice(true, true), Some(DType::BF16)),
+            (DType::F16, choice(false, true), Some(DType::BF16)),
+            (DType::F16, choice(false, false), None),
+            (DType::BF16, choice(true, true), Some(DType::F32)),
+            (DType::BF16, choice(false, true), None),
+            (DType::F32, choice(true, true), None),
+        ] {
+            assert_eq!(options.wider(from), to, "{from:?} {options:?}");
+        }
+    }
+
+    /// The demo model's VAE with a first convolution whose values only f32 can hold, as a checkpoint; it begins in f16.
+    fn overflowing(dir: &Path) -> Autoencoder {
+        let file = demo::open().unwrap();
+        let tensors: HashMap<String, Tensor> = file
+            .keys()
+            .into_iter()
+            .filter(|key| key.starts_with(prefix::VAE))
+            .map(|key| {
+                let mut values = file.read(key).unwrap();
+                if key.ends_with("decoder.conv_in.weight") {
+                    values = values.into_iter().map(|v| v * 1e7).collect();
+                }
+                let shape = file.shape(key).unwrap().to_vec();
+                let tensor = Tensor::from_vec(values, shape, &Device::Cpu).unwrap();
+                (key.to_string(), tensor)
+            })
+            .collect();
+        let path = dir.join("overflowing.safetensors");
+        std::fs::write(&path, safetensors::serialize(&tensors, None).unwrap()).unwrap();
+        let (source, file) = (
+            CheckpointSource::File(path.clone()),
+            SafetensorsFile::open(&path).unwrap(),
+        );
+        let half = Placement {
+            dtype: DType::F16,
+            ..Placement::cpu()
+        };
+        let mut autoencoder = Autoencoder::load(&source, &file, None, &half).unwrap();
+        let state = autoencoder.state.get_mut();
+        assert_eq!(state.place.dtype, DType::F32, "never plain f16 by itself");
+        state.vae = load_vae(&file, None, &half).unwrap();
+        state.place = half;
+        autoencoder
+    }
+
+    #[test]
+    fn an_overflowing_vae_is_tried_again_in_f32_and_stays_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut autoencoder = overflowing(dir.path());
+        let latents = Latents::new((0..64).map(|i| (i as f32).sin()).collect(), [1, 4, 4, 4]);
+        autoencoder.begin(&VaeOptions {
+            precision: AutoPrecision {
+                f32: false,
+                bf16: false,
+            },
+            ..VaeOptions::default()
+        });
+        let error = autoencoder.decode(&latents, &()).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "a tensor with NaNs was produced in VAE; there is not enough precision in `f16` to represent the picture: turn on the \
+             option `auto_vae_precision`, or use `--dtype f32`"
+        );
+        autoencoder.begin(&VaeOptions::default());
+        let picture = autoencoder.decode(&latents, &()).unwrap().unwrap();
+        assert_eq!(picture.dimensions(), (32, 32));
+        let state = autoencoder.state.get_mut();
+        assert_eq!(state.place.dtype, DType::F32);
+        let again = autoencoder.decode(&latents, &()).unwrap().unwrap();
+        assert_eq!(picture, again);
+    }
+
+    #[test]
+    fn a_vae_that_is_nan_in_f32_is_reported_as_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        let autoencoder = overflowing(dir.path());
+        let nan = Latents::new(vec![f32::NAN; 64], [1, 4, 4, 4]);
+        let error = autoencoder.decode(&nan, &()).unwrap_err().to_string();
+        assert!(error.ends_with("choose another one (`sd_vae`)"), "{error}");
+    }
+}

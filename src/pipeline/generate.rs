@@ -198,7 +198,7 @@ impl Pipeline {
                 let start = self.second_start(&pass.plan, noise, &larger)?;
                 let before = passes[0].plan.steps;
                 self.denoise(pass, start, &request.preview, observer, &|step| {
-                    report(before + step)
+                    report(before + step);
                 })?
             }
             // A strength of 0 only enlarges.

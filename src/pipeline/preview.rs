@@ -85,6 +85,12 @@ impl Pipeline {
     }
 }
 
+/// The linear approximation of a batch.
+#[must_use]
+pub fn cheap(latents: &Latents) -> Option<RgbImage> {
+    sheet(&decode::approximate(latents))
+}
+
 /// Pictures of one size side by side.
 pub(super) fn sheet(pictures: &[RgbImage]) -> Option<RgbImage> {
     grid(pictures, GridShape::Square, Rgb([255; 3])).ok()

@@ -30,6 +30,9 @@ const PARTS: &[(&str, &str)] = &[
     (".resnets.", ".block."),
 ];
 
+/// No VAE has as many levels.
+const MAX_LEVELS: usize = 64;
+
 /// A diffusers VAE under LDM's names, without prefix.
 #[derive(Debug)]
 pub struct LdmVae<'a> {
@@ -46,7 +49,7 @@ impl<'a> LdmVae<'a> {
         let prefix = ["", "vae."]
             .into_iter()
             .find(|prefix| file.shape(&format!("{prefix}{MARK}")).is_some())?;
-        let levels = (0..)
+        let levels = (0..MAX_LEVELS)
             .take_while(|i| {
                 let key = format!("{prefix}decoder.up_blocks.{i}.resnets.0.conv1.weight");
                 file.shape(&key).is_some()
@@ -84,9 +87,10 @@ fn ldm_name(key: &str, levels: usize) -> String {
         let Ok(number) = number.parse::<usize>() else {
             continue;
         };
-        let number = match reversed {
-            true if number < levels => levels - 1 - number,
-            _ => number,
+        let number = if reversed && number < levels {
+            levels - 1 - number
+        } else {
+            number
         };
         name = format!("{before}{level}{number}.{rest}");
     }
