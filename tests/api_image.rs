@@ -480,8 +480,8 @@ fn hires_fix_refuses_in_words() {
         ),
         (
             json!({ "hr_checkpoint_name": "other" }),
-            501,
-            "another checkpoint for the hires pass (`hr_checkpoint_name`) is not supported by this version of sdgen",
+            500,
+            "checkpoint not found: `other`; known: ",
         ),
     ] {
         let (found, said) = detail(&by(changes.clone()));
@@ -561,7 +561,8 @@ fn pictures_that_cannot_be_used_are_answered_in_words() {
         (json!({ "init_images": [png(RgbImage::new(4, 4))], "resize_mode": 3 }), 400,
             "init image of 4x4 pixels: with `resize_mode` 3 a side must be between 8 and 4096 pixels (setting `limits.max_side`)".into()),
         (json!({ "init_images": [png(RgbImage::new(1, 5000))], "resize_mode": 2 }), 400, "picture of 0x64 pixels is empty".into()),
-        (json!({ "alwayson_scripts": { "soft inpainting": { "args": [true] } } }), 422, "Script 'soft inpainting' not found".into()),
+        (json!({ "alwayson_scripts": { "soft painting": { "args": [true] } } }), 422, "Script 'soft painting' not found".into()),
+        (json!({ "alwayson_scripts": { "soft inpainting": { "args": [true, "x"] } } }), 422, "`Soft Inpainting`: argument 1 is not a number".into()),
     ] {
         let shown: String = changes.to_string().chars().take(120).collect();
         let answer = by(changes);

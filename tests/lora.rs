@@ -163,7 +163,12 @@ struct Model {
 impl Model {
     fn load() -> Self {
         let (source, place) = (golden::open(TINY), Placement::cpu());
-        let text = TextEncoder::load(&source, Arc::new(Tokenizer::new()), &place);
+        let text = TextEncoder::load(
+            &source,
+            sdgen::weights::detect::Kind::Sdxl,
+            Arc::new(Tokenizer::new()),
+            &place,
+        );
         let folder = tempfile::tempdir().expect("a folder");
         for name in ["unet_linear", "full_te", "locon_noalpha"] {
             let bytes = golden::unpack(&format!("lora/{name}.safetensors"));
@@ -516,11 +521,8 @@ fn a_job_puts_its_networks_on_and_each_pass_its_own() {
             upscaler: HiresUpscaler::find("Latent").expect("an upscaler"),
             steps: 2,
             strength: 0.7,
-            sampler: None,
-            scheduler: None,
             prompt: prompt.into(),
-            negative_prompt: String::new(),
-            cfg_scale: None,
+            ..Hires::default()
         })
     };
     let plain = run(&job(&model, "a cat"));

@@ -52,7 +52,7 @@ pub fn numbers(
     }
 }
 
-/// The second pass of fields whose numbers were checked.
+/// The second pass of fields whose numbers were checked; its checkpoint is [`checkpoint`]'s, by name.
 ///
 /// # Errors
 /// A sentence that names what is unknown and what there is.
@@ -71,13 +71,14 @@ pub fn build(fields: &HiresFields) -> Result<Hires, String> {
         prompt: fields.hr_prompt.clone(),
         negative_prompt: fields.hr_negative_prompt.clone(),
         cfg_scale: fields.hr_cfg.map(|scale| scale as f32),
+        checkpoint: None,
     })
 }
 
-/// Whether the second pass is to use a checkpoint of its own.
+/// The name of the second pass's own checkpoint, if it is to use one.
 #[must_use]
-pub fn wants_checkpoint(fields: &HiresFields) -> bool {
-    named(fields.hr_checkpoint_name.as_deref()).is_some()
+pub fn checkpoint(fields: &HiresFields) -> Option<&str> {
+    named(fields.hr_checkpoint_name.as_deref())
 }
 
 /// A scheduler at the end of the sampler's name wins, as in the first pass.
@@ -128,10 +129,9 @@ mod tests {
         let same = fields(same);
         let hires = build(&same).unwrap();
         assert_eq!((hires.sampler, hires.scheduler), (None, None));
-        assert!(!wants_checkpoint(&same));
-        assert!(wants_checkpoint(&fields(
-            r#"{"hr_checkpoint_name": "other"}"#
-        )));
+        assert_eq!(checkpoint(&same), None);
+        let other = fields(r#"{"hr_checkpoint_name": "other"}"#);
+        assert_eq!(checkpoint(&other), Some("other"));
         let other = build(&fields(
             r#"{"hr_sampler_name": "DPM++ 2M Karras", "hr_scheduler": "simple"}"#,
         ));

@@ -6,6 +6,7 @@
 pub mod auth;
 pub mod body;
 pub mod catalog;
+pub mod checkpoints;
 pub mod codecs;
 pub mod error;
 pub mod fields;
@@ -20,6 +21,7 @@ pub mod outputs;
 pub mod pictures;
 pub mod progress;
 pub mod resolve;
+pub mod scripts;
 pub mod serve;
 pub mod settings;
 pub mod styles;

@@ -11,10 +11,11 @@ use super::error::{ApiError, Problem, with_causes};
 use super::masks::MaskOutputs;
 use super::options::{self, Options};
 use super::pictures::{self, Reader, Sources};
+use super::scripts::{self, Page};
 use super::types::{Generation, HiresFields, ImageFields, SILENT};
-use super::{codecs, hires, styles, vocabulary};
+use super::{checkpoints, codecs, hires, styles, vocabulary};
 use crate::config::{Limits, VERSION_TEXT};
-use crate::engine::checkpoint::{Selection, VaeChoice};
+use crate::engine::checkpoint::{Checkpoint, Selection, VaeChoice};
 use crate::engine::limits::{self, Numbers, Violation, check, resolve_seed};
 use crate::engine::{self, Job};
 use crate::imaging::{self, Format};
@@ -58,13 +59,8 @@ pub fn txt2img(app: &App, mut wire: Map<String, Value>) -> Result<Prepared, ApiE
         let size = (request.width, request.height);
         let numbers = hires::numbers(&fields, size, request.batch_size, request.steps);
         refuse(limits::check_hires(&numbers, &app.config.limits))?;
-        if hires::wants_checkpoint(&fields) {
-            return Err(ApiError::not_supported(
-                "another checkpoint for the hires pass (`hr_checkpoint_name`)",
-            ));
-        }
     }
-    let (options, mut generate) = resolve(app, &request)?;
+    let (options, mut generate) = resolve(app, &request, Page::Txt2img)?;
     if fields.enable_hr {
         let mut second = hires::build(&fields).map_err(ApiError::bad_request)?;
         let style = |text: &mut String, pick: fn(&Style) -> &str| {
@@ -75,6 +71,7 @@ pub fn txt2img(app: &App, mut wire: Map<String, Value>) -> Result<Prepared, ApiE
         style(&mut second.prompt, |style| &style.prompt);
         style(&mut second.negative_prompt, |style| &style.negative_prompt);
         generate.hires = Some(second);
+        checkpoints::add_hires(app, &fields, &options, &mut generate)?;
     }
     finish(app, "txt2img", wire, request, options, generate)
 }
@@ -85,10 +82,12 @@ pub fn txt2img(app: &App, mut wire: Map<String, Value>) -> Result<Prepared, ApiE
 /// Those of [`txt2img`]; 404 without a picture, 400 for one that cannot be used.
 pub fn img2img(app: &App, mut wire: Map<String, Value>) -> Result<Prepared, ApiError> {
     let mut request: Generation = part(&wire)?;
-    let fields: ImageFields = part(&wire)?;
+    let mut fields: ImageFields = part(&wire)?;
+    let soft = scripts::soft_inpainting(&request)?;
+    fields.mask_round &= soft.is_none();
     let pictures = Encoded::take(&mut wire)?;
     check_numbers(app, &request)?;
-    let (options, mut generate) = resolve(app, &request)?;
+    let (options, mut generate) = resolve(app, &request, Page::Img2img)?;
     refuse(limits::check_image(&pictures::numbers(
         &fields,
         &options,
@@ -121,6 +120,9 @@ pub fn img2img(app: &App, mut wire: Map<String, Value>) -> Result<Prepared, ApiE
         .map_err(|error| ApiError::bad_request(error.to_string()))?;
     if let Some(remark) = remark {
         tracing::info!("{remark}");
+    }
+    if let Some(mask) = &mut init.mask {
+        mask.soft = soft;
     }
     let masks = MaskOutputs::claim(&mut init, &options);
     generate.init_image = Some(init);
@@ -191,7 +193,11 @@ fn part<'a, T: Deserialize<'a>>(
 }
 
 /// What both requests have in common: checks, options, and a job without pictures or second pass.
-fn resolve(app: &App, request: &Generation) -> Result<(Options, GenerateRequest), ApiError> {
+fn resolve(
+    app: &App,
+    request: &Generation,
+    page: Page,
+) -> Result<(Options, GenerateRequest), ApiError> {
     if request
         .force_task_id
         .as_ref()
@@ -201,13 +207,14 @@ fn resolve(app: &App, request: &Generation) -> Result<(Options, GenerateRequest)
         return Err(vec![Problem::limit("force_task_id", message)].into());
     }
     refuse_unsupported(request)?;
-    refuse_scripts(request)?;
+    scripts::check(request, page)?;
     let options = options_in_force(app, request)?;
     let prompt = styled(app, request, &request.prompt, |style| &style.prompt);
     let negative_prompt = styled(app, request, &request.negative_prompt, |style| {
         &style.negative_prompt
     });
-    let generate = build_request(request, prompt, negative_prompt, &options)?;
+    let mut generate = build_request(request, prompt, negative_prompt, &options)?;
+    checkpoints::add_refiner(app, request, &options, &mut generate)?;
     Ok((options, generate))
 }
 
@@ -239,6 +246,7 @@ fn finish(
         .unwrap_or_else(|| task_id(kind));
     let job = Job {
         id,
+        client: String::new(),
         kind,
         model,
         request: generate,
@@ -264,6 +272,19 @@ pub fn select(app: &App, options: &Options) -> Result<Selection, engine::Error> 
         "" => catalog.default_checkpoint(),
         name => catalog.find(name)?,
     };
+    select_for(app, checkpoint, options)
+}
+
+/// A checkpoint with the VAE that the options name. Blocks while a file is hashed.
+///
+/// # Errors
+/// A file is unreadable.
+pub fn select_for(
+    app: &App,
+    checkpoint: Checkpoint,
+    options: &Options,
+) -> Result<Selection, engine::Error> {
+    let catalog = app.engine.catalog();
     if let Some(fixed) = &app.config.model.vae {
         return catalog.select(checkpoint, &catalog.find_or_open_vae(fixed)?);
     }
@@ -316,57 +337,10 @@ fn refuse_unsupported(request: &Generation) -> Result<(), ApiError> {
         text.as_deref()
             .is_some_and(|text| !matches!(text, "" | "None"))
     };
-    if set(&request.refiner_checkpoint) {
-        return Err(ApiError::not_supported(
-            "the refiner (`refiner_checkpoint`)",
-        ));
-    }
     if set(&request.infotext) {
         return Err(ApiError::not_supported("`infotext` in a request"));
     }
     Ok(())
-}
-
-/// A1111 answers 422 to unknown scripts. Entries whose every argument is off are harmless, and clients send them.
-fn refuse_scripts(request: &Generation) -> Result<(), ApiError> {
-    let unknown = |name: &str| {
-        ApiError::Http(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            format!("Script '{name}' not found"),
-        )
-    };
-    if let Some(name) = request
-        .script_name
-        .as_deref()
-        .filter(|name| !matches!(*name, "" | "None"))
-    {
-        return Err(unknown(name));
-    }
-    let is_off = |script: &Value| match script.get("args") {
-        None | Some(Value::Null) => true,
-        Some(Value::Array(items)) => items.iter().all(is_falsy),
-        Some(Value::Object(items)) => items.values().all(is_falsy),
-        Some(_) => false,
-    };
-    match request
-        .alwayson_scripts
-        .iter()
-        .find(|(_, script)| !is_off(script))
-    {
-        Some((name, _)) => Err(unknown(name)),
-        None => Ok(()),
-    }
-}
-
-fn is_falsy(value: &Value) -> bool {
-    match value {
-        Value::Null => true,
-        Value::Bool(flag) => !flag,
-        Value::Number(number) => number.as_f64() == Some(0.0),
-        Value::String(text) => text.is_empty(),
-        Value::Array(items) => items.iter().all(is_falsy),
-        Value::Object(items) => items.is_empty(),
-    }
 }
 
 /// The stored options with the request's overrides; the overrides stay in memory if the request says so.

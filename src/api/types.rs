@@ -145,6 +145,7 @@ pub struct Generation {
     pub override_settings: Option<Map<String, Value>>,
     pub override_settings_restore_afterwards: bool,
     pub refiner_checkpoint: Option<String>,
+    pub refiner_switch_at: Option<f64>,
     pub force_task_id: Option<String>,
     pub script_name: Option<String>,
     pub alwayson_scripts: Map<String, Value>,

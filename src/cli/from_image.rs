@@ -111,6 +111,9 @@ pub struct HiresArgs {
     /// Height to enlarge to [default: as --hr-scale says]
     #[arg(long, value_name = "PX", allow_negative_numbers = true)]
     pub hr_resize_y: Option<i64>,
+    /// Checkpoint of the second pass, by path or name [default: --checkpoint]
+    #[arg(long, visible_alias = "hr-checkpoint", value_name = "PATH|NAME")]
+    pub hr_checkpoint_name: Option<String>,
     /// Sampler of the second pass [default: --sampler]
     #[arg(long, visible_alias = "hr-sampler", value_name = "NAME")]
     pub hr_sampler_name: Option<String>,
@@ -365,6 +368,7 @@ impl HiresArgs {
             self.hr_scale.is_some() || self.hr_resize_x.is_some() || self.hr_resize_y.is_some();
         let names = [
             &self.hr_upscaler,
+            &self.hr_checkpoint_name,
             &self.hr_sampler_name,
             &self.hr_scheduler,
             &self.hr_prompt,
@@ -385,7 +389,7 @@ impl HiresArgs {
             hr_second_pass_steps: self.hr_steps.unwrap_or(0),
             hr_resize_x: self.hr_resize_x.unwrap_or(0),
             hr_resize_y: self.hr_resize_y.unwrap_or(0),
-            hr_checkpoint_name: None,
+            hr_checkpoint_name: self.hr_checkpoint_name.clone(),
             hr_sampler_name: self.hr_sampler_name.clone(),
             hr_scheduler: self.hr_scheduler.clone(),
             hr_prompt: self.hr_prompt.clone().unwrap_or_default(),
@@ -403,6 +407,7 @@ fn add_hires(body: &mut Value, fields: &HiresFields) {
     body["hr_second_pass_steps"] = json!(fields.hr_second_pass_steps);
     body["hr_resize_x"] = json!(fields.hr_resize_x);
     body["hr_resize_y"] = json!(fields.hr_resize_y);
+    body["hr_checkpoint_name"] = json!(fields.hr_checkpoint_name);
     body["hr_sampler_name"] = json!(fields.hr_sampler_name);
     body["hr_scheduler"] = json!(fields.hr_scheduler);
     body["hr_prompt"] = json!(fields.hr_prompt);

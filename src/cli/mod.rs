@@ -4,6 +4,7 @@
 //! stderr says what happened and what to do. Results go to stdout, progress and logs to stderr.
 
 pub mod bench;
+pub mod checkpoints;
 mod codecs;
 pub mod from_image;
 pub mod inspect;

@@ -9,6 +9,7 @@ use std::time::Instant;
 use clap::Args;
 use indicatif::ProgressBar;
 
+use super::checkpoints::{self, RefinerArgs};
 use super::codecs::CodecArgs;
 use super::from_image::{HiresArgs, ImageArgs, Start};
 use super::output::{Form, Output, Report, Seconds, write_latents};
@@ -137,6 +138,9 @@ pub struct PromptArgs {
     /// A second pass.
     #[command(flatten)]
     pub hires: HiresArgs,
+    /// Another checkpoint that takes over.
+    #[command(flatten)]
+    pub refiner: RefinerArgs,
 }
 
 /// Names looked up and numbers parsed.
@@ -332,11 +336,15 @@ async fn local(
     if let Some(remark) = start.apply(&mut request, &config.limits)? {
         tracing::warn!("{remark}");
     }
+    let catalog = (&**engine.catalog(), &selection);
+    let hires_checkpoint = args.hires.hr_checkpoint_name.as_deref();
+    checkpoints::add_others(&args.refiner, hires_checkpoint, catalog, &mut request)?;
     engine.catalog().add_networks(&mut request);
     let files = engine.catalog().approximations();
     tokio::task::block_in_place(|| args.codecs.apply(files, &mut request))?;
     let job = Job {
         id: resolve::task_id(kind),
+        client: String::new(),
         kind,
         model: selection,
         request: request.clone(),

@@ -179,6 +179,7 @@ pub async fn run(
     let path = format!("/sdapi/v1/{}", start.kind());
     let mut body = body(args, choices, output.format, &id);
     start.add_to(&mut body);
+    args.refiner.describe(&mut body);
     let bar = progress_bar(Verbosity::from_flag(args.quiet), 1000);
     bar.set_message("waiting");
     let (posting, names) = (server.clone(), [args.checkpoint.clone(), args.vae.clone()]);

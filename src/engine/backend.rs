@@ -153,7 +153,7 @@ impl Backend for PipelineBackend {
             dtype: self.dtype,
             vae: model.vae.clone(),
         };
-        let mut pipeline = Pipeline::load(&model.source, model.identity.clone(), &options)?;
+        let pipeline = Pipeline::load(&model.source, model.identity.clone(), &options)?;
         pipeline.set_vae_memory(self.vae_memory);
         Ok(pipeline)
     }

@@ -10,7 +10,7 @@ use super::Error;
 use super::hashes;
 use super::status::LoadedModel;
 pub use super::vaes::VaeChoice;
-use crate::pipeline::{CheckpointIdentity, CheckpointSource, VaeIdentity};
+use crate::pipeline::{CheckpointIdentity, CheckpointSource, OtherCheckpoint, VaeIdentity};
 use crate::weights::{self, SafetensorsFile, Source, demo};
 
 /// A checkpoint that can be asked for.
@@ -178,6 +178,16 @@ impl Selection {
     #[must_use]
     pub fn is_same_checkpoint(&self, other: &Self) -> bool {
         self.source == other.source && self.sha256 == other.sha256
+    }
+
+    /// As a checkpoint that a job needs besides its own.
+    #[must_use]
+    pub fn as_other(&self) -> OtherCheckpoint {
+        OtherCheckpoint {
+            source: self.source.clone(),
+            identity: self.identity.clone(),
+            vae: self.vae.clone(),
+        }
     }
 
     /// The loaded model's description.

@@ -114,6 +114,8 @@ pub const PREVIEW_BATCHES: usize = usize::MAX;
 pub struct Job {
     /// Task id, `task(txt2img-AB12CD3)` or the client's own.
     pub id: String,
+    /// Who asked, by whatever name tells clients apart: they take turns.
+    pub client: String,
     /// `txt2img`, ….
     pub kind: &'static str,
     /// Checkpoint and VAE that it needs; the device thread makes it true.
@@ -257,7 +259,7 @@ impl Engine {
         let place = self
             .shared
             .queue
-            .enter(&job.id)
+            .enter(&job.client, &job.id)
             .await
             .map_err(|refusal| self.refused(refusal))?;
         self.fill(place, job)
@@ -271,7 +273,7 @@ impl Engine {
         let place = self
             .shared
             .queue
-            .try_enter(&job.id)
+            .try_enter(&job.client, &job.id)
             .map_err(|refusal| self.refused(refusal))?;
         self.fill(place, job)
     }

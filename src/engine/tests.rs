@@ -149,6 +149,7 @@ impl Bench {
         };
         Job {
             id: format!("task({prompt})"),
+            client: String::new(),
             kind: "txt2img",
             model: self.model("good"),
             request,

@@ -272,7 +272,7 @@ pub fn prepare_image(
 }
 
 /// The picture where the mask is not, premultiplied.
-fn outside(picture: &RgbImage, mask: &GrayImage) -> RgbaImage {
+pub(super) fn outside(picture: &RgbImage, mask: &GrayImage) -> RgbaImage {
     let mut opaque = to_rgba(picture);
     premultiply(&mut opaque, 4);
     let mut masked = RgbaImage::new(picture.width(), picture.height());

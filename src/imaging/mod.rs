@@ -18,6 +18,7 @@ mod metadata;
 pub mod naming;
 mod resize;
 mod save;
+mod soft_overlay;
 
 use std::path::PathBuf;
 
@@ -33,6 +34,7 @@ pub use grid::{GridShape, grid, grid_shape};
 pub use metadata::{Metadata, read_metadata};
 pub use resize::{Filter, resize};
 pub use save::{SaveRequest, save};
+pub use soft_overlay::soft_overlay;
 
 /// What can go wrong with a picture or its file.
 #[derive(Debug, thiserror::Error)]

@@ -95,7 +95,26 @@ impl TextTower {
     /// # Errors
     /// When a tensor is missing or does not fit.
     pub fn big_g(source: &dyn Source, place: &Placement) -> std::result::Result<Self, Error> {
-        let b = Build::new(source, prefix::CLIP_G, place);
+        Self::open_clip(source, prefix::CLIP_G, place)
+    }
+
+    /// OpenCLIP ViT-bigG of a refiner, its only text encoder.
+    ///
+    /// # Errors
+    /// When a tensor is missing or does not fit.
+    pub fn refiner_big_g(
+        source: &dyn Source,
+        place: &Placement,
+    ) -> std::result::Result<Self, Error> {
+        Self::open_clip(source, prefix::REFINER_CLIP_G, place)
+    }
+
+    fn open_clip(
+        source: &dyn Source,
+        prefix: &str,
+        place: &Placement,
+    ) -> std::result::Result<Self, Error> {
+        let b = Build::new(source, prefix, place);
         let (token_embedding, width) = embedding(&b, "token_embedding.weight")?;
         let position_embedding = b.tensors.read("positional_embedding", &[CHUNK, width])?;
         let layers = count(|i| format!("transformer.resblocks.{i}.mlp.c_fc.weight"), &b)?;

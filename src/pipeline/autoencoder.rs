@@ -4,7 +4,7 @@
 //! VAE that cannot be loaded leaves the one before; TAESD never has circular padding, as in A1111. Latents here are the
 //! sampler's (scaled). Follows A1111's `sd_vae.py`, `sd_vae_taesd.py` and `decode_latent_batch`.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Tensor};
@@ -84,9 +84,9 @@ impl AutoPrecision {
 pub(super) struct Autoencoder {
     checkpoint: CheckpointSource,
     state: RefCell<State>,
-    options: VaeOptions,
+    options: RefCell<VaeOptions>,
     /// Bytes that a block may hold.
-    pub(super) memory: usize,
+    memory: Cell<usize>,
 }
 
 #[derive(Debug)]
@@ -137,14 +137,23 @@ impl Autoencoder {
                     approx: None,
                 },
             }),
-            options: VaeOptions::default(),
-            memory: DEFAULT_MEMORY,
+            options: RefCell::default(),
+            memory: Cell::new(DEFAULT_MEMORY),
         })
     }
 
-    /// The options of a job that begins.
-    pub(super) fn begin(&mut self, options: &VaeOptions) {
-        self.options = options.clone();
+    /// What a job that begins asks for, and the bytes that a block may hold.
+    pub(super) fn begin(&self, options: &VaeOptions, memory: usize) {
+        self.options.replace(options.clone());
+        self.memory.set(memory);
+    }
+
+    pub(super) fn memory(&self) -> usize {
+        self.memory.get()
+    }
+
+    pub(super) fn set_memory(&self, bytes: usize) {
+        self.memory.set(bytes);
     }
 
     /// The VAE's own file, if it has one.
@@ -176,7 +185,7 @@ impl Autoencoder {
         latents: &Latents,
         observer: &dyn Observer,
     ) -> Result<Option<RgbImage>, Error> {
-        match &self.options.decoder {
+        match &self.options.borrow().decoder {
             Codec::Full => self.decode_full(latents, observer),
             Codec::Taesd(path) => self.decode_small(latents, path).map(Some),
         }
@@ -194,7 +203,7 @@ impl Autoencoder {
             let z = tensor(&z, &state.place)?;
             let stop = || observer.control() == Control::Interrupt;
             let bounds = Bounds {
-                bytes: self.memory,
+                bytes: self.memory.get(),
                 stop: &stop,
             };
             let Some(picture) = state.vae.decode_within(&z, bounds)? else {
@@ -241,7 +250,7 @@ impl Autoencoder {
         }
         let picture = Latents::new(picture.to_vec(), [1, 3, height, width]);
         let state = &mut *self.state.borrow_mut();
-        let latents = match &self.options.encoder {
+        let latents = match &self.options.borrow().encoder {
             Codec::Full => self.encode_full(state, &picture)?,
             Codec::Taesd(path) => {
                 let picture = picture.map(|v| f32::midpoint(v, 1.0));
@@ -259,7 +268,7 @@ impl Autoencoder {
         loop {
             let x = tensor(picture, &state.place)?;
             let bounds = Bounds {
-                bytes: self.memory,
+                bytes: self.memory.get(),
                 ..Bounds::NONE
             };
             let encoded = state.vae.encode_within(&x, bounds)?;
@@ -275,7 +284,7 @@ impl Autoencoder {
     /// Converts the VAE to a wider type, or says why it stays as it is.
     fn widen(&self, state: &mut State) -> Result<(), Error> {
         let dtype = state.place.dtype;
-        let Some(wider) = self.options.precision.wider(dtype) else {
+        let Some(wider) = self.options.borrow().precision.wider(dtype) else {
             return Err(Error::VaeNotANumber {
                 dtype: dtype.as_str(),
                 remedy: remedy(dtype),
@@ -448,20 +457,21 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut autoencoder = overflowing(dir.path());
         let latents = Latents::new((0..64).map(|i| (i as f32).sin()).collect(), [1, 4, 4, 4]);
-        autoencoder.begin(&VaeOptions {
+        let options = VaeOptions {
             precision: AutoPrecision {
                 f32: false,
                 bf16: false,
             },
             ..VaeOptions::default()
-        });
+        };
+        autoencoder.begin(&options, DEFAULT_MEMORY);
         let error = autoencoder.decode(&latents, &()).unwrap_err().to_string();
         assert_eq!(
             error,
             "a tensor with NaNs was produced in VAE; there is not enough precision in `f16` to represent the picture: turn on the \
              option `auto_vae_precision`, or use `--dtype f32`"
         );
-        autoencoder.begin(&VaeOptions::default());
+        autoencoder.begin(&VaeOptions::default(), DEFAULT_MEMORY);
         let picture = autoencoder.decode(&latents, &()).unwrap().unwrap();
         assert_eq!(picture.dimensions(), (32, 32));
         let state = autoencoder.state.get_mut();

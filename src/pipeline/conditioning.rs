@@ -16,6 +16,7 @@ use crate::prompt::{
     CHUNK_LENGTH, Chunk, ChunkOptions, EditRule, Emphasis, ScheduleSteps, Tokenizer, Tower,
     build_chunks, equalize_chunks, schedule, split_and,
 };
+use crate::weights::detect::Kind;
 use crate::weights::embedding::Embedding;
 use crate::weights::{self, Source};
 
@@ -24,11 +25,12 @@ const SIZE_EMBEDDING: usize = 256;
 /// Encoded prompts kept for the next job.
 const CACHED_PROMPTS: usize = 8;
 
-/// Both text encoders with their tokenizer.
+/// The text encoders with their tokenizer.
 #[derive(Debug)]
 pub struct TextEncoder {
     tokenizer: Arc<Tokenizer>,
-    clip_l: TextTower,
+    /// `None` in a refiner.
+    clip_l: Option<TextTower>,
     big_g: TextTower,
     vocabulary: Vocabulary,
     cache: Vec<(CacheKey, Arc<EditedPrompt>)>,
@@ -96,19 +98,22 @@ impl Prompts {
 }
 
 impl TextEncoder {
-    /// Loads both towers of a checkpoint.
+    /// Loads both towers of a checkpoint, or the one of a refiner.
     ///
     /// # Errors
     /// When a tensor is missing or does not fit.
     pub fn load(
         source: &dyn Source,
+        kind: Kind,
         tokenizer: Arc<Tokenizer>,
         place: &Placement,
     ) -> Result<Self, weights::Error> {
-        let (clip_l, big_g) = (
-            TextTower::clip_l(source, place)?,
-            TextTower::big_g(source, place)?,
-        );
+        let (clip_l, big_g) = if kind == Kind::SdxlRefiner {
+            (None, TextTower::refiner_big_g(source, place)?)
+        } else {
+            let clip_l = TextTower::clip_l(source, place)?;
+            (Some(clip_l), TextTower::big_g(source, place)?)
+        };
         Ok(Self {
             tokenizer,
             clip_l,
@@ -121,16 +126,30 @@ impl TextEncoder {
     /// The layers whose weights can be written again. What was encoded before is forgotten.
     pub fn layers_mut(&mut self) -> Vec<&mut dyn Rewrite> {
         self.cache.clear();
-        let mut layers = self.clip_l.layers_mut();
-        layers.extend(self.big_g.layers_mut());
-        layers
+        self.towers_mut().flat_map(TextTower::layers_mut).collect()
+    }
+
+    fn towers_mut(&mut self) -> impl Iterator<Item = &mut TextTower> {
+        self.clip_l.iter_mut().chain([&mut self.big_g])
+    }
+
+    /// The towers in the order of their parts of the context.
+    fn towers(&self) -> impl Iterator<Item = (Tower, &TextTower)> {
+        let clip_l = self.clip_l.iter().map(|tower| (Tower::ClipL, tower));
+        clip_l.chain([(Tower::OpenClipG, &self.big_g)])
+    }
+
+    /// Width of the context.
+    fn width(&self) -> usize {
+        self.towers().map(|(_, tower)| tower.width()).sum()
     }
 
     /// Sets the textual inversions that prompts may name; of two with one name the first counts.
     pub fn set_embeddings(&mut self, embeddings: Vec<Arc<Embedding>>) {
         if self.vocabulary.given() != embeddings {
             self.cache.clear();
-            let widths = [self.clip_l.width(), self.big_g.width()];
+            let clip_l = self.clip_l.as_ref().map(TextTower::width);
+            let widths = (clip_l, self.big_g.width());
             self.vocabulary = Vocabulary::new(embeddings, &self.tokenizer, widths);
         }
     }
@@ -168,7 +187,7 @@ impl TextEncoder {
             .at(0)
             .pooled
             .len();
-        let width = self.clip_l.width() + self.big_g.width();
+        let width = self.width();
         let text = EncodedText {
             context: vec![0.0; CHUNK_LENGTH * width],
             tokens: CHUNK_LENGTH,
@@ -237,38 +256,37 @@ impl TextEncoder {
             };
             build_chunks(&emphasis.fragments(text), &self.tokenizer, &options)
         };
-        let mut all: Vec<(Tower, Vec<Chunk>)> = [Tower::ClipL, Tower::OpenClipG]
-            .into_iter()
-            .flat_map(|tower| texts.iter().map(move |text| (tower, text)))
+        let mut all: Vec<(Tower, Vec<Chunk>)> = self
+            .towers()
+            .flat_map(|(tower, _)| texts.iter().map(move |text| (tower, text)))
             .map(|(tower, text)| (tower, chunks_of(text, tower)))
             .collect();
         equalize_chunks(&mut all);
         let count = all[0].1.len();
-        let (l, g) = all.split_at(texts.len());
-        let (width_l, width_g) = (self.clip_l.width(), self.big_g.width());
-        let width = width_l + width_g;
-        let mut out = vec![
-            EncodedText {
-                context: Vec::new(),
-                tokens: count * CHUNK_LENGTH,
-                pooled: Vec::new()
-            };
-            texts.len()
-        ];
+        let empty = EncodedText {
+            context: Vec::with_capacity(count * CHUNK_LENGTH * self.width()),
+            tokens: count * CHUNK_LENGTH,
+            pooled: Vec::new(),
+        };
+        let mut out = vec![empty; texts.len()];
         for index in 0..count {
-            let (hidden_l, _) = self.weighted(&self.clip_l, l, index, emphasis)?;
-            let (hidden_g, pooled) = self.weighted(&self.big_g, g, index, emphasis)?;
-            for (i, text) in out.iter_mut().enumerate() {
-                let rows_l = hidden_l[i * CHUNK_LENGTH * width_l..].chunks_exact(width_l);
-                let rows_g = hidden_g[i * CHUNK_LENGTH * width_g..].chunks_exact(width_g);
-                text.context.reserve(CHUNK_LENGTH * width);
-                for (l, g) in rows_l.zip(rows_g).take(CHUNK_LENGTH) {
-                    text.context.extend_from_slice(l);
-                    text.context.extend_from_slice(g);
+            let mut hidden = Vec::new();
+            for ((_, tower), chunks) in self.towers().zip(all.chunks_exact(texts.len())) {
+                let (states, pooled) = self.weighted(tower, chunks, index, emphasis)?;
+                hidden.push((states, tower.width()));
+                if index == 0 && !pooled.is_empty() {
+                    let pooled = pooled.chunks_exact(pooled.len() / texts.len());
+                    for (text, pooled) in out.iter_mut().zip(pooled) {
+                        text.pooled = pooled.to_vec();
+                    }
                 }
-                if index == 0 {
-                    let n = pooled.len() / texts.len();
-                    text.pooled = pooled[i * n..][..n].to_vec();
+            }
+            for (i, text) in out.iter_mut().enumerate() {
+                for row in i * CHUNK_LENGTH..(i + 1) * CHUNK_LENGTH {
+                    for (states, width) in &hidden {
+                        let row = &states[row * width..(row + 1) * width];
+                        text.context.extend_from_slice(row);
+                    }
                 }
             }
         }
@@ -358,12 +376,30 @@ impl Sizes {
             self.target.0,
             self.target.1,
         ];
-        // A1111 holds the sizes in half precision: exact up to 2048, even numbers beyond.
-        let values = values.map(|v| half::f16::from_f32(v as f32).to_f32());
-        let mut vector = pooled.to_vec();
-        vector.extend(sinusoidal_embedding(&values, SIZE_EMBEDDING));
-        vector
+        let values = values.map(half_precision);
+        with_embedded(pooled, &values)
     }
+
+    /// The refiner's vector: pooled text, then the embedding of size, crop and aesthetic score.
+    #[must_use]
+    pub fn refiner_vector(self, pooled: &[f32], aesthetic_score: f32) -> Vec<f32> {
+        let sizes = [self.original.0, self.original.1, self.crop.0, self.crop.1];
+        let [h, w, top, left] = sizes.map(half_precision);
+        let score = half::f16::from_f32(aesthetic_score).to_f32();
+        with_embedded(pooled, &[h, w, top, left, score])
+    }
+}
+
+/// A1111 holds the sizes in half precision: exact up to 2048, even numbers beyond.
+fn half_precision(size: usize) -> f32 {
+    half::f16::from_f32(size as f32).to_f32()
+}
+
+/// Pooled text, then the embedding of each value.
+fn with_embedded(pooled: &[f32], values: &[f32]) -> Vec<f32> {
+    let mut vector = pooled.to_vec();
+    vector.extend(sinusoidal_embedding(values, SIZE_EMBEDDING));
+    vector
 }
 
 #[cfg(test)]

@@ -8,32 +8,22 @@ use std::time::{Duration, Instant};
 use candle_core::Tensor;
 use image::RgbImage;
 
-use super::conditioning::{Prompts, Sizes};
 use super::describe::Description;
 use super::image_to_image::ImageStart;
-use super::network::GuidedUnet;
-use super::networks::{NetworkFile, Networks, Remarks};
+use super::network::{GuidedUnet, Part};
+use super::networks::Remarks;
+use super::passes::Pass;
 use super::preview::{self, PreviewOptions};
+use super::refiner::Model;
 use super::texts::Texts;
 use super::{
     Control, Error, GenerateRequest, Generated, GeneratedImage, LATENT_PIXEL, Observer, Pipeline,
     Progress, Timings,
 };
-use crate::prompt::ScheduleSteps;
 use crate::rng::{ImageRng, ImageRngConfig};
 use crate::sampling::{
-    CfgDenoiser, ExactSteps, Guidance, InfotextParams, Latents, Mask, NoiseStreams, Plan,
-    image_steps, plan, sample,
+    CfgDenoiser, Guidance, InfotextParams, Latents, Mask, NoiseStreams, Plan, sample,
 };
-
-/// One run of the sampler: what it is told and how far it goes.
-struct Pass {
-    plan: Plan,
-    networks: Vec<NetworkFile>,
-    prompts: Prompts,
-    sizes: Sizes,
-    cfg_scale: f32,
-}
 
 /// Where a pass begins.
 struct Start {
@@ -48,6 +38,21 @@ struct Outcome {
     latents: Option<Latents>,
     stopped: Option<Control>,
     infotext: InfotextParams,
+    /// The model at work at its end.
+    model: Model,
+}
+
+impl Outcome {
+    /// With what an earlier pass has to say as well.
+    fn after(mut self, mut said: InfotextParams) -> Self {
+        self.infotext
+            .retain(|(key, _)| said.iter().all(|(known, _)| known != key));
+        said.append(&mut self.infotext);
+        Self {
+            infotext: said,
+            ..self
+        }
+    }
 }
 
 impl Pipeline {
@@ -64,8 +69,6 @@ impl Pipeline {
         // 1. Check what would otherwise fail deep inside.
         check(request)?;
         let mut timings = Timings::default();
-        self.place.circular.store(request.tiling, Ordering::Relaxed);
-        self.autoencoder.begin(&request.vae);
 
         // 2. Read the prompts as they are shown, and what they ask for besides text.
         let texts = Texts::new(request);
@@ -73,10 +76,19 @@ impl Pipeline {
         let networks = texts.networks(request)?;
 
         // 3. Work out each pass; merge its LoRAs and encode its prompts.
+        self.load_others(request)?;
         let mut remarks = Remarks::default();
         let passes = timed(&mut timings.text, || {
             self.passes(request, &texts, networks, &mut remarks)
         })?;
+        let memory = self.autoencoder.memory();
+        for model in self.others.iter().map(|(_, model)| model).chain([&*self]) {
+            model.autoencoder.begin(&request.vae, memory);
+            model
+                .place
+                .circular
+                .store(request.tiling, Ordering::Relaxed);
+        }
         let total_steps = passes.iter().map(|pass| pass.plan.steps).sum();
 
         // 4. Seeds of every picture.
@@ -130,12 +142,16 @@ impl Pipeline {
             for (index, (i, latents)) in range.zip(singles(outcome.latents)).enumerate() {
                 // What an interrupt left of the sampling is decoded to the end.
                 let watched: &dyn Observer = if done.interrupted { &() } else { observer };
-                let Some(mut image) = self.autoencoder.decode(&latents, watched)? else {
+                let Some(mut image) = self
+                    .model(outcome.model)
+                    .autoencoder
+                    .decode(&latents, watched)?
+                else {
                     done.interrupted = true;
                     break;
                 };
                 if let Some(start) = &from_image {
-                    image = start.finish(index, image)?;
+                    image = start.finish(index, &latents, image)?;
                 }
                 let (seed, subseed) = (done.seeds[i], done.subseeds[i]);
                 done.images.push(GeneratedImage {
@@ -183,23 +199,28 @@ impl Pipeline {
             }
             None => None,
         };
-        self.merge(&passes[0].networks)?;
+        self.merge_for(&passes[0])?;
         let start = self.first_start(request, &passes[0].plan, noise, from_image.as_ref())?;
         let first = self.denoise(&passes[0], start, &request.preview, observer, report)?;
         let (Some(hires), Some(latents), None) = (&request.hires, &first.latents, first.stopped)
         else {
             return Ok((first, from_image));
         };
-        let larger = self.enlarge(latents, hires.upscaler, hires.size.target(size.0, size.1))?;
+        let encoder = self.model(passes.get(1).map_or(first.model, |pass| pass.model));
+        let target = hires.size.target(size.0, size.1);
+        let larger = encoder.enlarge(latents, hires.upscaler, target)?;
         let second = match passes.get(1) {
             Some(pass) => {
                 let noise = image_rng(request, seeds, latent_size(&larger));
-                self.merge(&pass.networks)?;
-                let start = self.second_start(&pass.plan, noise, &larger)?;
+                self.merge_for(pass)?;
+                let start = self
+                    .model(pass.model)
+                    .second_start(&pass.plan, noise, &larger)?;
                 let before = passes[0].plan.steps;
-                self.denoise(pass, start, &request.preview, observer, &|step| {
+                let second = self.denoise(pass, start, &request.preview, observer, &|step| {
                     report(before + step);
-                })?
+                })?;
+                second.after(first.infotext)
             }
             // A strength of 0 only enlarges.
             None => Outcome {
@@ -208,78 +229,6 @@ impl Pipeline {
             },
         };
         Ok((second, from_image))
-    }
-
-    /// The passes of a job: one, and a second for hires fix unless it only enlarges.
-    fn passes(
-        &mut self,
-        request: &GenerateRequest,
-        texts: &Texts,
-        [networks, hires_networks]: [Networks; 2],
-        remarks: &mut Remarks,
-    ) -> Result<Vec<Pass>, Error> {
-        let new_plan = |sampler, scheduler, steps| {
-            plan(
-                sampler,
-                scheduler,
-                steps,
-                &request.sampler_options,
-                &self.table,
-            )
-        };
-        let full = new_plan(request.sampler, request.scheduler, request.steps);
-        let calls = full.expected_calls();
-        let first = match &request.init_image {
-            Some(init) => {
-                let (steps, t_enc) = image_steps(request.steps, init.strength, init.exact_steps);
-                new_plan(request.sampler, request.scheduler, steps).from_image(t_enc)
-            }
-            None => full,
-        };
-        let second = match &request.hires {
-            Some(hires) if hires.strength > 0.0 => {
-                let steps = if hires.steps == 0 {
-                    request.steps
-                } else {
-                    hires.steps
-                };
-                let (total, t_enc) = image_steps(steps, hires.strength, ExactSteps::Yes);
-                let sampler = hires.sampler.unwrap_or(request.sampler);
-                let scheduler = hires.scheduler.unwrap_or(request.scheduler);
-                let calls = new_plan(sampler, scheduler, steps).expected_calls();
-                Some((
-                    hires,
-                    new_plan(sampler, scheduler, total).from_image(t_enc),
-                    calls,
-                ))
-            }
-            _ => None,
-        };
-        let mut schedule = ScheduleSteps {
-            base: calls,
-            hires: None,
-        };
-        let texts_of = (texts.plain.as_str(), texts.negative.as_str());
-        let mut passes = vec![Pass {
-            plan: first,
-            prompts: self.encode_with(&networks, texts_of, schedule, request, remarks)?,
-            networks: networks.files,
-            sizes: Sizes::of_picture(request.width, request.height),
-            cfg_scale: request.cfg_scale,
-        }];
-        if let Some((hires, plan, hires_calls)) = second {
-            schedule.hires = Some(hires_calls);
-            let target = hires.size.target(request.width, request.height);
-            let texts_of = (texts.hires_plain.as_str(), texts.hires_negative.as_str());
-            passes.push(Pass {
-                plan,
-                prompts: self.encode_with(&hires_networks, texts_of, schedule, request, remarks)?,
-                networks: hires_networks.files,
-                sizes: Sizes::of_picture(target.width, target.height),
-                cfg_scale: hires.cfg_scale.unwrap_or(request.cfg_scale),
-            });
-        }
-        Ok(passes)
     }
 
     /// Where the first pass begins: noise, or noised pictures.
@@ -341,18 +290,17 @@ impl Pipeline {
     ) -> Result<Outcome, Error> {
         let plan = &pass.plan;
         let mut streams = start.streams;
-        let models = (&self.unet, &self.place);
-        let mut network = GuidedUnet::new(models, &pass.prompts, pass.sizes, observer, start.extra);
+        let mut network = self.network(pass, observer, start.extra);
         let keep = start.mask.clone();
         let guidance = Guidance {
             scale: pass.cfg_scale,
-            parameterization: self.parameterization,
+            parameterization: self.model(pass.model).parameterization,
             mask: start.mask,
             preview: shown.content,
         };
         let mut denoiser = CfgDenoiser::new(&mut network, guidance, plan, |_, denoised| {
             if observer.wants_preview()
-                && let Some(sheet) = self.preview(denoised, shown)
+                && let Some(sheet) = self.model(pass.model).preview(denoised, shown)
             {
                 observer.preview(sheet);
             }
@@ -375,26 +323,39 @@ impl Pipeline {
             Err(Error::Interrupted) if network.stopped.is_some() => last,
             Err(error) => return Err(error),
         };
-        // A hard mask keeps the unpainted part to the bit; a soft one has blended it already.
         let latents = match (latents, keep) {
-            (
-                Some(latents),
-                Some(Mask {
-                    paint,
-                    init,
-                    soft: None,
-                }),
-            ) => {
-                let kept = init.zip(&paint, |z, p| z * (1.0 - p));
-                Some(&latents.zip(&paint, |x, p| x * p) + &kept)
-            }
+            (Some(latents), Some(mask)) => Some(mask.restore(latents)),
             (latents, _) => latents,
         };
-        Ok(Outcome {
+        let mut outcome = Outcome {
             latents,
             stopped: network.stopped,
             infotext,
-        })
+            model: pass.model,
+        };
+        if let Some(refiner) = pass.refiner.as_ref().filter(|_| network.has_switched()) {
+            outcome.model = refiner.model;
+            outcome.infotext.extend(refiner.infotext.clone());
+        }
+        Ok(outcome)
+    }
+
+    /// The models of a pass, with its prompts.
+    fn network<'a>(
+        &'a self,
+        pass: &'a Pass,
+        observer: &'a dyn Observer,
+        extra: Option<Tensor>,
+    ) -> GuidedUnet<'a> {
+        let part = Part::new(self.model(pass.model), &pass.prompts);
+        let network = GuidedUnet::new(part, pass.sizes, observer, extra);
+        match &pass.refiner {
+            None => network,
+            Some(refiner) => {
+                let part = Part::new(self.model(refiner.model), &refiner.prompts);
+                network.then(&refiner.switch, part.scored(refiner.aesthetic_scores))
+            }
+        }
     }
 
     /// Decodes one picture's latents, interrupted or not.

@@ -5,7 +5,7 @@
 use image::RgbImage;
 
 use super::resample::{LatentMode, resample};
-use super::{Error, LATENT_PIXEL, Pipeline};
+use super::{Error, LATENT_PIXEL, OtherCheckpoint, Pipeline};
 use crate::imaging::infotext::Params;
 use crate::imaging::{Filter, resize};
 use crate::sampling::{Latents, Sampler, Scheduler};
@@ -31,6 +31,35 @@ pub struct Hires {
     pub negative_prompt: String,
     /// Guidance scale of the second pass; `None` = the same.
     pub cfg_scale: Option<f32>,
+    /// Checkpoint of the second pass; `None` = the same.
+    pub checkpoint: Option<OtherCheckpoint>,
+}
+
+/// Twice the size by latents, as A1111 begins.
+impl Default for Hires {
+    fn default() -> Self {
+        Self {
+            size: HiresSize::Scale(2.0),
+            upscaler: HiresUpscaler::Latent(LatentMode::Bilinear),
+            steps: 0,
+            strength: 0.75,
+            sampler: None,
+            scheduler: None,
+            prompt: String::new(),
+            negative_prompt: String::new(),
+            cfg_scale: None,
+            checkpoint: None,
+        }
+    }
+}
+
+/// Which of the two passes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum HiresPass {
+    /// At the asked-for size.
+    First,
+    /// At the enlarged size.
+    Second,
 }
 
 /// How the target size was asked for.
@@ -145,6 +174,11 @@ impl Hires {
     ) -> Params {
         let mut p = Params::new();
         p.insert("Denoising strength", self.strength);
+        let checkpoint = self.checkpoint.as_ref();
+        p.insert_some(
+            "Hires checkpoint",
+            checkpoint.map(OtherCheckpoint::short_title),
+        );
         p.insert_some("Hires sampler", self.sampler.map(Sampler::label));
         let other =
             |text: &str, first: &str| (!text.is_empty() && text != first).then(|| text.to_string());

@@ -9,15 +9,15 @@ use image::{GrayImage, RgbImage, RgbaImage};
 
 use super::decode::approximate_size;
 use super::resample::{LatentMode, resample};
-use super::{Error, LATENT_PIXEL, Pipeline};
+use super::{Error, LATENT_PIXEL, Pipeline, SoftInpainting};
 use crate::imaging::infotext::Params;
 use crate::imaging::inpaint::{
     InpaintArea, MaskEdge, MaskMode, MaskOptions, Region, apply_overlay, fill_masked, latent_mask,
     prepare_image, prepare_mask,
 };
-use crate::imaging::{ColorReference, ResizeMode, fit};
+use crate::imaging::{ColorReference, ResizeMode, fit, soft_overlay};
 use crate::rng::ImageRng;
-use crate::sampling::{ExactSteps, Latents, Mask, SoftBlend};
+use crate::sampling::{ExactSteps, Latents, Mask};
 
 /// A job that starts from pictures.
 #[derive(Debug, Clone)]
@@ -60,8 +60,8 @@ pub struct InpaintMask {
     pub content: MaskedContent,
     /// Whether the latent mask is rounded (`mask_round`).
     pub edge: MaskEdge,
-    /// Soft inpainting's blend, and with it a mask that is not rounded.
-    pub soft: Option<SoftBlend>,
+    /// Soft inpainting, and with it a mask that is not rounded.
+    pub soft: Option<SoftInpainting>,
     /// Put the unpainted part of the picture back over the result.
     pub overlay: bool,
     /// How far an inpainting checkpoint is shown what is under the mask, 0 to 1 (`inpainting_mask_weight`).
@@ -118,6 +118,11 @@ impl InitImage {
                 (mask.content != MaskedContent::Original).then(|| mask.content.label()),
             );
         }
+        if let Some(soft) = self.mask.as_ref().and_then(|mask| mask.soft) {
+            for (key, value) in soft.infotext().iter() {
+                p.insert(key, value.clone());
+            }
+        }
         p.insert_some(
             "Noise multiplier",
             (self.noise_multiplier.to_bits() != 1f32.to_bits()).then_some(self.noise_multiplier),
@@ -145,12 +150,35 @@ pub(super) struct ImageStart {
 #[derive(Default)]
 struct Finish {
     colors: Option<ColorReference>,
-    overlay: Option<(RgbaImage, Option<Region>)>,
+    overlay: Overlay,
+}
+
+/// What is put back over a decoded picture.
+#[derive(Default)]
+enum Overlay {
+    #[default]
+    Nothing,
+    /// What the mask leaves.
+    Fixed(RgbaImage, Option<Region>),
+    /// As much of the original as the result resembles.
+    Soft(Box<SoftOriginal>),
+}
+
+/// What a soft overlay is made of.
+struct SoftOriginal {
+    settings: SoftInpainting,
+    original: RgbImage,
+    region: Option<Region>,
 }
 
 impl ImageStart {
-    /// Colours matched, unpainted part put back.
-    pub(super) fn finish(&self, index: usize, picture: RgbImage) -> Result<RgbImage, Error> {
+    /// Colours matched, unpainted part put back. `latents` are what picture `index` was decoded from.
+    pub(super) fn finish(
+        &self,
+        index: usize,
+        latents: &Latents,
+        picture: RgbImage,
+    ) -> Result<RgbImage, Error> {
         let Some(finish) = self.finish.get(index % self.finish.len().max(1)) else {
             return Ok(picture);
         };
@@ -158,9 +186,16 @@ impl ImageStart {
             Some(colors) => colors.apply(&picture),
             None => picture,
         };
-        match &finish.overlay {
-            Some((overlay, region)) => Ok(apply_overlay(&picture, overlay, *region)?),
-            None => Ok(picture),
+        match (&finish.overlay, &self.mask) {
+            (Overlay::Fixed(overlay, region), _) => Ok(apply_overlay(&picture, overlay, *region)?),
+            (Overlay::Soft(soft), Some(mask)) => {
+                let (before, after) = (&self.latents, &latents.data);
+                let painted = soft.settings.opacity(index, &mask.paint, before, after);
+                let size = picture.dimensions();
+                let overlay = soft_overlay(&soft.original, &painted, size, soft.region)?;
+                Ok(apply_overlay(&picture, &overlay, soft.region)?)
+            }
+            _ => Ok(picture),
         }
     }
 }
@@ -186,7 +221,21 @@ impl Pipeline {
             let mut picture = match &painted {
                 Some((mask, prepared)) => {
                     let ready = prepare_image(source, prepared, &mask.options)?;
-                    end.overlay = mask.overlay.then_some((ready.overlay, prepared.region));
+                    end.overlay = if let Some(settings) = mask.soft {
+                        let original = match (prepared.region, init.resize) {
+                            (None, ImageResize::Pixels(mode)) => fit(source, mode, size)?,
+                            _ => source.clone(),
+                        };
+                        Overlay::Soft(Box::new(SoftOriginal {
+                            settings,
+                            original,
+                            region: prepared.region,
+                        }))
+                    } else if mask.overlay {
+                        Overlay::Fixed(ready.overlay, prepared.region)
+                    } else {
+                        Overlay::Nothing
+                    };
                     ready.image
                 }
                 None => match init.resize {
@@ -242,7 +291,7 @@ impl Pipeline {
         let keep = Mask {
             paint,
             init: latents.clone(),
-            soft: mask.soft,
+            soft: mask.soft.map(|soft| soft.blend),
         };
         Ok(ImageStart {
             latents,

@@ -14,9 +14,12 @@ pub mod image_to_image;
 pub mod merged;
 mod network;
 pub mod networks;
+mod passes;
 pub mod preview;
+pub mod refiner;
 pub mod request;
 pub mod resample;
+mod soft_inpainting;
 mod texts;
 mod vocabulary;
 
@@ -24,11 +27,13 @@ pub use autoencoder::{AutoPrecision, Codec, VaeOptions};
 pub use hires::{Hires, HiresSize, HiresUpscaler};
 pub use image_to_image::{ImageResize, InitImage, InpaintMask, MaskedContent};
 pub use preview::{PreviewMethod, PreviewOptions};
+pub use refiner::{OtherCheckpoint, Refiner, RefinerPasses, SwitchBy};
 pub use request::{
     CheckpointIdentity, Control, GenerateRequest, Generated, GeneratedImage, InfotextOptions,
     LoadOptions, Observer, Progress, Timings, VaeIdentity,
 };
 pub use resample::LatentMode;
+pub use soft_inpainting::SoftInpainting;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -39,7 +44,7 @@ use crate::models::Unet;
 use crate::nn::Placement;
 use crate::prompt::Tokenizer;
 use crate::sampling::{Latents, Parameterization, SigmaTable, TableOptions};
-use crate::weights::detect;
+use crate::weights::detect::{self, Kind, Role};
 use crate::weights::{self, SafetensorsFile, Source, demo};
 use autoencoder::Autoencoder;
 use conditioning::TextEncoder;
@@ -120,6 +125,11 @@ pub struct Pipeline {
     table: SigmaTable,
     parameterization: Parameterization,
     native_size: (usize, usize),
+    kind: Kind,
+    /// How the checkpoint was loaded, and others are.
+    load_options: LoadOptions,
+    /// Checkpoints that the last job needed besides this one.
+    others: Vec<(OtherCheckpoint, Self)>,
 }
 
 impl Pipeline {
@@ -132,15 +142,24 @@ impl Pipeline {
         identity: CheckpointIdentity,
         options: &LoadOptions,
     ) -> Result<Self, Error> {
+        Self::load_as(Role::Main, source, identity, options)
+    }
+
+    fn load_as(
+        role: Role,
+        source: &CheckpointSource,
+        identity: CheckpointIdentity,
+        options: &LoadOptions,
+    ) -> Result<Self, Error> {
         let file = source.open()?;
-        detect::require_sdxl(&file)?;
+        let kind = detect::require(&file, role)?;
         let place = Placement {
             device: options.device.clone(),
             dtype: options.dtype,
             circular: Arc::default(),
         };
         let autoencoder = Autoencoder::load(source, &file, options.vae.clone(), &place)?;
-        let text = TextEncoder::load(&file, Arc::new(Tokenizer::new()), &place)?;
+        let text = TextEncoder::load(&file, kind, Arc::new(Tokenizer::new()), &place)?;
         let unet = Unet::new(&file, &place)?;
         let training = detect::parameterization(&file);
         let native_size = file
@@ -167,6 +186,9 @@ impl Pipeline {
                 Parameterization::Epsilon
             },
             native_size,
+            kind,
+            load_options: options.clone(),
+            others: Vec::new(),
         })
     }
 
@@ -216,8 +238,8 @@ impl Pipeline {
     }
 
     /// Bytes of activations that a block of the VAE may hold; beyond it the VAE runs in strips.
-    pub fn set_vae_memory(&mut self, bytes: usize) {
-        self.autoencoder.memory = bytes;
+    pub fn set_vae_memory(&self, bytes: usize) {
+        self.autoencoder.set_memory(bytes);
     }
 }
 

@@ -9,19 +9,51 @@ use std::sync::Arc;
 use candle_core::{DType, Tensor};
 
 use super::conditioning::{EncodedText, Prompts, Sizes};
-use super::{Control, Error, Observer};
+use super::refiner::{AESTHETIC_SCORES, Switch};
+use super::{Control, Error, Observer, Pipeline};
 use crate::models::{Conditioning, Unet};
 use crate::nn::Placement;
 use crate::sampling::{Latents, Network, Prediction, Uncond};
+use crate::weights::detect::Kind;
 
 /// Conditionings kept for the next calls: alternating prompts need two, long ones would need too much memory.
 const KEPT: usize = 4;
 
-/// The UNet with the prompts of one run.
-pub(super) struct GuidedUnet<'a> {
+/// A model with the prompts of one run.
+pub(super) struct Part<'a> {
     unet: &'a Unet,
     place: &'a Placement,
     prompts: &'a Prompts,
+    /// What a refiner is told of prompt and negative prompt; `None` for other models.
+    aesthetic_scores: Option<(f32, f32)>,
+}
+
+impl<'a> Part<'a> {
+    pub(super) fn new(model: &'a Pipeline, prompts: &'a Prompts) -> Self {
+        let is_refiner = model.kind == Kind::SdxlRefiner;
+        Self {
+            unet: &model.unet,
+            place: &model.place,
+            prompts,
+            aesthetic_scores: is_refiner.then_some(AESTHETIC_SCORES),
+        }
+    }
+
+    /// With other aesthetic scores, if the model is told any.
+    pub(super) fn scored(self, scores: (f32, f32)) -> Self {
+        Self {
+            aesthetic_scores: self.aesthetic_scores.and(Some(scores)),
+            ..self
+        }
+    }
+}
+
+/// The UNet with the prompts of one run.
+pub(super) struct GuidedUnet<'a> {
+    part: Part<'a>,
+    /// Who takes over, and when.
+    next: Option<(&'a Switch, Part<'a>)>,
+    has_switched: bool,
     sizes: Sizes,
     observer: &'a dyn Observer,
     /// Channels behind the latents of every picture, `[1, h, w, extra]`: inpainting checkpoints.
@@ -42,21 +74,60 @@ enum RowOf {
 
 impl<'a> GuidedUnet<'a> {
     pub(super) fn new(
-        (unet, place): (&'a Unet, &'a Placement),
-        prompts: &'a Prompts,
+        part: Part<'a>,
         sizes: Sizes,
         observer: &'a dyn Observer,
         extra: Option<Tensor>,
     ) -> Self {
         Self {
-            unet,
-            place,
-            prompts,
+            part,
+            next: None,
+            has_switched: false,
             sizes,
             observer,
             extra,
             kept: Vec::new(),
             stopped: None,
+        }
+    }
+
+    /// Lets another model take over.
+    pub(super) fn then(self, switch: &'a Switch, part: Part<'a>) -> Self {
+        Self {
+            next: Some((switch, part)),
+            ..self
+        }
+    }
+
+    /// Whether the other model has taken over.
+    pub(super) fn has_switched(&self) -> bool {
+        self.has_switched
+    }
+
+    fn switch_if_due(&mut self, timestep: f32, call: usize) {
+        let due = self
+            .next
+            .take_if(|(switch, _)| switch.is_due(timestep, call));
+        if let Some((_, part)) = due {
+            tracing::debug!(call, timestep, "the refiner takes over");
+            self.part = part;
+            self.has_switched = true;
+            self.kept.clear();
+        }
+    }
+
+    /// What a row's picture is told besides its text.
+    fn vector(&self, (text, of): &Row) -> Vec<f32> {
+        match self.part.aesthetic_scores {
+            None => self.sizes.vector(&text.pooled),
+            Some((prompt, negative)) => {
+                let score = if *of == RowOf::Negative {
+                    negative
+                } else {
+                    prompt
+                };
+                self.sizes.refiner_vector(&text.pooled, score)
+            }
         }
     }
 
@@ -69,17 +140,18 @@ impl<'a> GuidedUnet<'a> {
         let input = Tensor::from_slice(
             &input,
             (pictures, height, width, channels),
-            &self.place.device,
+            &self.part.place.device,
         )?;
         let mut input = repeat(&input, rows.len())?;
-        if let Some(extra) = &self.extra {
+        let takes_extra = self.part.unet.in_channels() > channels;
+        if let Some(extra) = self.extra.as_ref().filter(|_| takes_extra) {
             let (_, h, w, c) = extra.dims4()?;
             let extra = extra
                 .expand((rows.len() * pictures, h, w, c))?
                 .contiguous()?;
             input = crate::nn::concat_channels(&input, &extra)?;
         }
-        let output = self.unet.forward(
+        let output = self.part.unet.forward(
             &input,
             &vec![timestep; rows.len() * pictures],
             &conditioning,
@@ -112,12 +184,12 @@ impl<'a> GuidedUnet<'a> {
             .flat_map(|(text, _)| &text.context)
             .copied()
             .collect();
-        let vector: Vec<f32> = rows
-            .iter()
-            .flat_map(|(text, _)| self.sizes.vector(&text.pooled))
-            .collect();
+        let vector: Vec<f32> = rows.iter().flat_map(|row| self.vector(row)).collect();
         let context_width = context.len() / rows.len() / tokens;
-        let (context_wanted, vector_wanted) = (self.unet.context_width(), self.unet.vector_width());
+        let (context_wanted, vector_wanted) = (
+            self.part.unet.context_width(),
+            self.part.unet.vector_width(),
+        );
         if context_width != context_wanted || vector.len() / rows.len() != vector_wanted {
             return Err(Error::Invalid(format!(
                 "text encoders and UNet do not fit together: context {context_width} for {context_wanted}, vector {} for {vector_wanted}",
@@ -127,10 +199,12 @@ impl<'a> GuidedUnet<'a> {
         let context = Tensor::from_vec(
             context,
             (rows.len(), tokens, context_width),
-            &self.place.device,
+            &self.part.place.device,
         )?;
-        let vector = Tensor::from_vec(vector, (rows.len(), vector_wanted), &self.place.device)?;
+        let vector =
+            Tensor::from_vec(vector, (rows.len(), vector_wanted), &self.part.place.device)?;
         let conditioning = self
+            .part
             .unet
             .condition(&context, &vector)?
             .repeat_rows(pictures)?;
@@ -157,14 +231,16 @@ impl Network for GuidedUnet<'_> {
             self.stopped = Some(control);
             return Err(Error::Interrupted);
         }
+        self.switch_if_due(timestep, call);
         let pieces = self
+            .part
             .prompts
             .positive
             .iter()
             .enumerate()
             .map(|(i, (_, p))| (p.at(call).clone(), RowOf::Piece(i)));
         let negative = (uncond == Uncond::Needed)
-            .then(|| (self.prompts.negative.at(call).clone(), RowOf::Negative));
+            .then(|| (self.part.prompts.negative.at(call).clone(), RowOf::Negative));
         let mut waiting: Vec<Row> = pieces.chain(negative).collect();
         let mut answers: Vec<(RowOf, Latents)> = Vec::with_capacity(waiting.len());
         while let Some(tokens) = waiting.first().map(|(text, _)| text.tokens) {
@@ -181,7 +257,7 @@ impl Network for GuidedUnet<'_> {
                 .position(|(row, _)| *row == of)
                 .map(|i| answers.swap_remove(i).1)
         };
-        let weights = self.prompts.positive.iter().enumerate();
+        let weights = self.part.prompts.positive.iter().enumerate();
         let cond = weights
             .filter_map(|(i, (weight, _))| Some((*weight, take(RowOf::Piece(i))?)))
             .collect();
@@ -192,7 +268,7 @@ impl Network for GuidedUnet<'_> {
     }
 
     fn is_composed(&self) -> bool {
-        !matches!(self.prompts.positive.as_slice(), [(weight, _)] if weight.to_bits() == 1f32.to_bits())
+        !matches!(self.part.prompts.positive.as_slice(), [(weight, _)] if weight.to_bits() == 1f32.to_bits())
     }
 }
 

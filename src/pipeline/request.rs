@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::hires::Hires;
 use super::image_to_image::InitImage;
 use super::networks::KnownLora;
+use super::refiner::Refiner;
 use super::{PreviewOptions, VaeOptions};
 use crate::imaging::infotext::Params;
 use crate::prompt::Emphasis;
@@ -63,6 +64,8 @@ pub struct GenerateRequest {
     pub init_image: Option<InitImage>,
     /// A second pass at a larger size (hires fix); not together with `init_image`.
     pub hires: Option<Hires>,
+    /// A checkpoint that takes over in mid-run.
+    pub refiner: Option<Refiner>,
     /// Files of the names in `<lora:…>` tags (see [`Self::lora_names`]); a name without one is reported as missing. `None`
     /// ignores the tags.
     pub loras: Option<BTreeMap<String, KnownLora>>,
@@ -102,6 +105,7 @@ impl Default for GenerateRequest {
             keep_latents: false,
             init_image: None,
             hires: None,
+            refiner: None,
             loras: None,
             embeddings: Vec::new(),
             vae: VaeOptions::default(),

@@ -18,16 +18,17 @@ pub(super) struct Vocabulary {
 }
 
 impl Vocabulary {
-    /// `widths` are those of CLIP-L's and bigG's token embeddings. Of two equal names the first counts.
+    /// `widths` are those of CLIP-L's token embeddings, if there is that encoder, and of bigG's. Of two equal names the first
+    /// counts.
     pub(super) fn new(
         embeddings: Vec<Arc<Embedding>>,
         tokenizer: &Tokenizer,
-        widths: [usize; 2],
+        widths: (Option<usize>, usize),
     ) -> Self {
         let mut words: HashMap<u32, Vec<(Vec<u32>, usize)>> = HashMap::new();
         for (i, embedding) in embeddings.iter().enumerate() {
-            let found = [embedding.width_l(), embedding.width_g()];
-            if found != widths {
+            let found = (embedding.width_l(), embedding.width_g());
+            if widths.0.is_some_and(|width| width != found.0) || widths.1 != found.1 {
                 tracing::debug!(
                     name = embedding.name,
                     ?found,
@@ -123,7 +124,7 @@ mod tests {
             embedding("ZEBRA", 5, 2),
             embedding("cat", 1, 4),
         ];
-        let vocabulary = Vocabulary::new(given, &tokenizer, [2, 3]);
+        let vocabulary = Vocabulary::new(given, &tokenizer, (Some(2), 3));
         let options = ChunkOptions {
             embeddings: &vocabulary,
             ..ChunkOptions::new(Tower::OpenClipG)

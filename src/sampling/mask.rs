@@ -40,6 +40,18 @@ impl Mask {
     }
 }
 
+impl Mask {
+    /// A run's result with the kept part put back to the bit, unless the blend was soft and has mixed it already.
+    #[must_use]
+    pub fn restore(&self, latents: Latents) -> Latents {
+        if self.soft.is_some() {
+            return latents;
+        }
+        let kept = self.init.zip(&self.paint, |z, p| z * (1.0 - p));
+        &latents.zip(&self.paint, |x, p| x * p) + &kept
+    }
+}
+
 impl SoftBlend {
     /// Mixes by `paint ^ (sigma ^ power * scale)` and restores the vectors' length over channels.
     fn blend(self, mask: &Mask, x: &Latents, sigma: f32) -> Latents {

@@ -15,6 +15,8 @@ pub mod prefix {
     pub const CLIP_L: &str = "conditioner.embedders.0.transformer.text_model.";
     /// OpenCLIP ViT-bigG/14, its own naming.
     pub const CLIP_G: &str = "conditioner.embedders.1.model.";
+    /// OpenCLIP ViT-bigG/14 in a refiner, which has no other text encoder.
+    pub const REFINER_CLIP_G: &str = "conditioner.embedders.0.model.";
 }
 
 /// A kind of file.
@@ -87,7 +89,9 @@ impl Kind {
             Self::Lora => "put it into `models/Lora` and write `<lora:NAME:1>` in the prompt",
             Self::Vae => "give it with `--vae FILE` or put it into `models/VAE`",
             Self::Embedding => "put it into `embeddings` and write its name in the prompt",
-            Self::SdxlRefiner => "a refiner works only beside an SDXL base checkpoint",
+            Self::SdxlRefiner => {
+                "a refiner takes over from an SDXL checkpoint: name it as `refiner_checkpoint` or `--refiner`"
+            }
             Self::DiffusersUnet | Self::SdxlPart => {
                 "use the model's single-file release with UNet, both text encoders and VAE"
             }
@@ -250,6 +254,26 @@ pub fn parameterization(source: &dyn Source) -> Parameterization {
     Parameterization {
         v_prediction: source.shape("v_pred").is_some() || says("modelspec.prediction_type", "v"),
         zero_terminal_snr: source.shape("ztsnr").is_some(),
+    }
+}
+
+/// What a checkpoint is loaded for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Making pictures on its own.
+    Main,
+    /// Taking over in mid-run, which an SDXL refiner can do as well.
+    Refiner,
+}
+
+/// Accepts checkpoints that can fill a role and names everything else.
+///
+/// # Errors
+/// [`Error::Kind`].
+pub fn require(source: &dyn Source, role: Role) -> Result<Kind, Error> {
+    match kind(source) {
+        Kind::SdxlRefiner if role == Role::Refiner => Ok(Kind::SdxlRefiner),
+        _ => require_sdxl(source),
     }
 }
 
