@@ -1,5 +1,7 @@
 //! The choice of VAE, TAESD and previews over the API, with VAE files made of the demo model's own.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support {
     pub(crate) mod server;
     pub(crate) mod small_models;
@@ -27,7 +29,7 @@ fn infotext(answer: &Answer) -> String {
     answer.info()["infotexts"][0].as_str().unwrap().to_string()
 }
 
-fn with_options(options: Value) -> Value {
+fn with_options(options: &Value) -> Value {
     with(small(), json!({ "override_settings": options }))
 }
 
@@ -98,7 +100,7 @@ fn vae_files_of_every_naming_are_listed_chosen_and_named_in_the_infotext() {
         let name = file.trim_start_matches("VAE/");
         let answer = server.post(
             "/sdapi/v1/txt2img",
-            &with_options(json!({ "sd_vae": name })),
+            &with_options(&json!({ "sd_vae": name })),
         );
         let hash = hash_of(&server.data().join("models").join(file));
         let (text, info) = (infotext(&answer), answer.info());
@@ -117,7 +119,7 @@ fn vae_files_of_every_naming_are_listed_chosen_and_named_in_the_infotext() {
     let unnamed = json!({
         "sd_vae": "plain.safetensors", "add_vae_name_to_info": false, "add_vae_hash_to_info": false,
     });
-    let unnamed = server.post("/sdapi/v1/txt2img", &with_options(unnamed));
+    let unnamed = server.post("/sdapi/v1/txt2img", &with_options(&unnamed));
     assert!(
         !infotext(&unnamed).contains("VAE"),
         "{}",
@@ -144,7 +146,7 @@ fn vae_files_of_every_naming_are_listed_chosen_and_named_in_the_infotext() {
     for (name, warns) in [("None", false), ("gone.safetensors", true)] {
         let answer = server.post(
             "/sdapi/v1/txt2img",
-            &with_options(json!({ "sd_vae": name })),
+            &with_options(&json!({ "sd_vae": name })),
         );
         assert_eq!(picture(&answer), picture(&own), "{name}");
         assert_eq!(server.log().contains("VAE not found"), warns, "{name}");
@@ -163,7 +165,7 @@ fn the_command_lines_vae_wins_and_one_that_cannot_be_loaded_leaves_the_one_befor
     let server = server_with(&files, &["--vae-path", "bright.safetensors"]);
     let fixed = server.post(
         "/sdapi/v1/txt2img",
-        &with_options(json!({ "sd_vae": "None" })),
+        &with_options(&json!({ "sd_vae": "None" })),
     );
     assert!(
         infotext(&fixed).contains("VAE: bright.safetensors"),
@@ -176,7 +178,7 @@ fn the_command_lines_vae_wins_and_one_that_cannot_be_loaded_leaves_the_one_befor
     let own = picture(&server.post("/sdapi/v1/txt2img", &small()));
     let refused = server.post(
         "/sdapi/v1/txt2img",
-        &with_options(json!({ "sd_vae": "damaged.safetensors" })),
+        &with_options(&json!({ "sd_vae": "damaged.safetensors" })),
     );
     assert_eq!(refused.status, 500);
     let text = refused.text();
@@ -198,7 +200,7 @@ fn taesd_is_used_where_it_is_and_missed_in_words_without_a_network() {
     );
     let full = server.post("/sdapi/v1/txt2img", &small());
     let options = json!({ "sd_vae_decode_method": "TAESD" });
-    let fast = server.post("/sdapi/v1/txt2img", &with_options(options));
+    let fast = server.post("/sdapi/v1/txt2img", &with_options(&options));
     assert!(
         infotext(&fast).contains(", VAE Decoder: TAESD, Version: "),
         "{}",
@@ -213,7 +215,7 @@ fn taesd_is_used_where_it_is_and_missed_in_words_without_a_network() {
 
     let image = json!([full.json()["images"][0]]);
     let options = json!({ "sd_vae_encode_method": "TAESD" });
-    let start = with(with_options(options), json!({ "init_images": image }));
+    let start = with(with_options(&options), json!({ "init_images": image }));
     let missing = server.post("/sdapi/v1/img2img", &start);
     assert_eq!(missing.status, 500);
     let detail = missing.json()["detail"].as_str().unwrap().to_string();
@@ -237,7 +239,7 @@ fn taesd_is_used_where_it_is_and_missed_in_words_without_a_network() {
     );
     // A text to image job encodes nothing, and says nothing about it.
     let options = json!({ "sd_vae_encode_method": "TAESD" });
-    let plain = server.post("/sdapi/v1/txt2img", &with_options(options));
+    let plain = server.post("/sdapi/v1/txt2img", &with_options(&options));
     assert_eq!(infotext(&plain), infotext(&full));
 }
 
@@ -282,7 +284,7 @@ fn taesd_is_downloaded_once_and_what_arrives_is_checked() {
     const NAME: &str = "taesdxl_decoder.safetensors";
     let bytes = safetensors::serialize(&small_models::taesd_decoder(), None).unwrap();
     let good = sdgen::engine::hashes::hex(&Sha256::digest(&bytes));
-    let request = with_options(json!({ "sd_vae_decode_method": "TAESD" }));
+    let request = with_options(&json!({ "sd_vae_decode_method": "TAESD" }));
     for (etag, status) in [("0".repeat(64), 500), (good, 200)] {
         let dir = Arc::new(tempfile::tempdir().unwrap());
         let endpoint = hub(NAME, bytes.clone(), etag);
@@ -310,7 +312,7 @@ fn taesd_is_downloaded_once_and_what_arrives_is_checked() {
 }
 
 /// The first preview of a job with these options, through `/internal/progress`.
-fn first_preview(server: &Arc<Server>, options: Value) -> image::DynamicImage {
+fn first_preview(server: &Arc<Server>, options: &Value) -> image::DynamicImage {
     use base64::Engine as _;
     let body = with(
         endless(),
@@ -359,7 +361,7 @@ fn previews_are_made_by_the_method_of_the_options() {
             32,
         ),
     ] {
-        let preview = first_preview(&server, options.clone());
+        let preview = first_preview(&server, &options);
         assert_eq!(preview.width(), size, "{options}");
     }
     // Of finished batches only.
@@ -383,14 +385,14 @@ fn previews_are_made_by_the_method_of_the_options() {
 fn without_files_network_or_permission_previews_are_cheap_or_none() {
     let server = Arc::new(server_with(&[], &[]));
     let options = json!({ "show_progress_type": "TAESD" });
-    assert_eq!(first_preview(&server, options).width(), 16);
+    assert_eq!(first_preview(&server, &options).width(), 16);
     assert!(
         server
             .log()
             .contains("previews are approximated without TAESD")
     );
     assert_eq!(
-        first_preview(&server, json!({})).width(),
+        first_preview(&server, &json!({})).width(),
         16,
         "`Approx NN` without its file"
     );
