@@ -1,4 +1,4 @@
-//! Starting from pictures, inpainting, hires fix, circular padding and variation seeds against `PyTorch`: latents and pictures
+//! Starting from pictures, inpainting, hires fix, refiner, circular padding and variation seeds against `PyTorch`: latents and pictures
 //! of the tiny checkpoint, made by `tests/golden/make/modes.py` on diffusers', k-diffusion's, Pillow's and `OpenCV`'s parts.
 //!
 //! Tolerances: final latents within 1e-3 (f32 sums in another order, through up to 16 steps of a network at guidance 6); at
@@ -17,7 +17,8 @@ use sdgen::imaging::ResizeMode;
 use sdgen::imaging::inpaint::{InpaintArea, MaskEdge, MaskMode, MaskOptions, mask_from};
 use sdgen::pipeline::{
     CheckpointIdentity, CheckpointSource, GenerateRequest, Generated, Hires, HiresSize,
-    HiresUpscaler, ImageResize, InitImage, InpaintMask, LoadOptions, MaskedContent, Pipeline,
+    HiresUpscaler, ImageResize, InitImage, InpaintMask, LoadOptions, MaskedContent,
+    OtherCheckpoint, Pipeline, Refiner, RefinerPasses, SoftInpainting,
 };
 use sdgen::rng::NoiseSource;
 use sdgen::sampling::{ExactSteps, Sampler, Scheduler, SoftBlend};
@@ -38,11 +39,20 @@ static MODELS: LazyLock<Models> = LazyLock::new(|| {
     let file = |name: &str, bytes: &[u8]| {
         let path = dir.path().join(name);
         std::fs::write(&path, bytes).expect("written");
-        Mutex::new(load(&CheckpointSource::File(path)))
+        CheckpointSource::File(path)
     };
+    let model = |name: &str, bytes: &[u8]| Mutex::new(load(&file(name, bytes)));
     Models {
-        tiny: file("tiny.safetensors", &tiny),
-        inpainting: file("inpainting.safetensors", &inpainting(&tiny)),
+        tiny: model("tiny.safetensors", &tiny),
+        inpainting: model("inpainting.safetensors", &inpainting(&tiny)),
+        refiner: OtherCheckpoint {
+            source: file(
+                "refiner.safetensors",
+                &golden::unpack("modes/tiny_refiner.safetensors"),
+            ),
+            identity: CheckpointIdentity::default(),
+            vae: None,
+        },
         _dir: dir,
     }
 });
@@ -50,6 +60,7 @@ static MODELS: LazyLock<Models> = LazyLock::new(|| {
 struct Models {
     tiny: Mutex<Pipeline>,
     inpainting: Mutex<Pipeline>,
+    refiner: OtherCheckpoint,
     _dir: tempfile::TempDir,
 }
 
@@ -151,8 +162,21 @@ fn of_case(case: &Value) -> GenerateRequest {
             prompt: words(hires, "prompt"),
             negative_prompt: words(hires, "negative"),
             cfg_scale: hires.get("cfg").map(real),
+            checkpoint: None,
         }),
+        refiner: case.get("refiner").map(refiner),
         ..GenerateRequest::default()
+    }
+}
+
+fn refiner(refiner: &Value) -> Refiner {
+    let named = |passes: &RefinerPasses| refiner.get("passes").is_some_and(|p| p == passes.label());
+    Refiner {
+        passes: RefinerPasses::ALL
+            .into_iter()
+            .find(named)
+            .unwrap_or(RefinerPasses::Second),
+        ..Refiner::new(MODELS.refiner.clone(), real(field(refiner, "switch_at")))
     }
 }
 
@@ -215,10 +239,15 @@ fn inpaint(mask: &Value, resize: ImageResize, size: (usize, usize)) -> InpaintMa
             _ => MaskedContent::LatentNothing,
         },
         edge: MaskEdge::Hard,
-        soft: mask.get("soft").map(|soft| SoftBlend {
-            power: real(field(soft, "power")),
-            scale: real(field(soft, "scale")),
-            contrast: real(field(soft, "contrast")),
+        soft: mask.get("soft").map(|soft| SoftInpainting {
+            blend: SoftBlend {
+                power: real(field(soft, "power")),
+                scale: real(field(soft, "scale")),
+                contrast: real(field(soft, "contrast")),
+            },
+            mask_influence: real(field(soft, "influence")),
+            difference_threshold: real(field(soft, "threshold")),
+            difference_contrast: real(field(soft, "difference_contrast")),
         }),
         overlay: field(mask, "overlay").as_bool().expect("a switch"),
         condition_weight: real(field(mask, "weight")),
@@ -296,17 +325,22 @@ fn compare_all(start: &str, expected: usize) {
 
 #[test]
 fn pictures_are_started_from_as_the_reference_does() {
-    compare_all("image_", 14);
+    compare_all("image_", 17);
 }
 
 #[test]
 fn masked_parts_are_painted_as_the_reference_does() {
-    compare_all("inpaint_", 18);
+    compare_all("inpaint_", 19);
 }
 
 #[test]
 fn second_passes_equal_the_reference() {
-    compare_all("hires_", 12);
+    compare_all("hires_", 13);
+}
+
+#[test]
+fn a_refiner_takes_over_as_in_the_reference() {
+    compare_all("refiner_", 6);
 }
 
 #[test]

@@ -235,6 +235,8 @@ fn taesd_decodes_and_encodes_in_place_of_the_vae() {
     run(&mut pipeline, &job);
     let by_taesd = pipeline.encode_picture(&[0.25; 3 * 64], 8, 8);
     assert!(by_taesd.expect("encodes") != by_vae);
+    let uneven = pipeline.encode_picture(&[0.25; 3 * 13 * 17], 17, 13);
+    assert_eq!(uneven.expect("encodes").shape, [1, 4, 1, 2], "as the VAE");
 }
 
 #[test]

@@ -232,7 +232,12 @@ impl Conv2d {
             kernel,
             sampling,
             activation: Activation::None,
-            circular: place.circular.clone(),
+            // What is padded on two sides only is padded with zeros by its model, not by the convolution.
+            circular: if sampling == Sampling::HALVE_VAE {
+                Arc::default()
+            } else {
+                place.circular.clone()
+            },
             origins: Vec::new(),
         })
     }

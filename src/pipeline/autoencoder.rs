@@ -233,19 +233,16 @@ impl Autoencoder {
         Ok(picture.to_image(|v| v))
     }
 
-    /// Latents of a picture, `[3, height, width]` in [-1, 1], by the job's encoder.
+    /// Latents of a picture, `[3, height, width]` in [-1, 1], by the job's encoder; sides are rounded down to whole latent pixels.
     pub(super) fn encode(
         &self,
         picture: &[f32],
         width: usize,
         height: usize,
     ) -> Result<Latents, Error> {
-        if picture.len() != 3 * width * height
-            || !width.is_multiple_of(LATENT_PIXEL)
-            || !height.is_multiple_of(LATENT_PIXEL)
-        {
+        if picture.len() != 3 * width * height || width.min(height) < LATENT_PIXEL {
             return Err(Error::Invalid(format!(
-                "picture of {width}x{height} pixels: both sides must be multiples of {LATENT_PIXEL}"
+                "picture of {width}x{height} pixels: both sides must be at least {LATENT_PIXEL}"
             )));
         }
         let picture = Latents::new(picture.to_vec(), [1, 3, height, width]);
@@ -255,7 +252,10 @@ impl Autoencoder {
             Codec::Taesd(path) => {
                 let picture = picture.map(|v| f32::midpoint(v, 1.0));
                 let x = tensor(&picture, &state.small.place)?;
-                state.small.taesd(path, Side::Encoder)?.forward(&x)?
+                let z = state.small.taesd(path, Side::Encoder)?.forward(&x)?;
+                // TAESD rounds a size up where the VAE rounds it down.
+                z.narrow(1, 0, height / LATENT_PIXEL)?
+                    .narrow(2, 0, width / LATENT_PIXEL)?
             }
         };
         let Picture { values, shape } = Picture::read(&latents)?;

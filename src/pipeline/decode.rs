@@ -31,11 +31,6 @@ pub(super) fn approximate(latents: &Latents) -> Vec<RgbImage> {
         .collect()
 }
 
-/// The largest size of whole latent pixels within a picture.
-pub(super) fn approximate_size((width, height): (u32, u32)) -> (u32, u32) {
-    (width / 8 * 8, height / 8 * 8)
-}
-
 /// [-1, 1] to 0..=255, truncated as A1111 does.
 pub(super) fn to_image(values: impl Iterator<Item = f32>, width: usize, height: usize) -> RgbImage {
     let bytes = values

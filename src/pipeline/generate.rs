@@ -195,7 +195,15 @@ impl Pipeline {
         let noise = image_rng(request, seeds, size);
         let from_image = match &request.init_image {
             Some(init) => {
-                Some(self.start_from_image(init, (size.0, size.1, seeds.0.len()), &noise)?)
+                // A1111 draws it once for all batches, without variation.
+                let plain = GenerateRequest {
+                    subseed_strength: 0.0,
+                    seed_resize_from: None,
+                    ..request.clone()
+                };
+                let first = self::seeds(request, request.batch_size);
+                let under_mask = image_rng(&plain, (&first, &[]), size);
+                Some(self.start_from_image(init, (size.0, size.1, seeds.0.len()), under_mask)?)
             }
             None => None,
         };
@@ -207,8 +215,9 @@ impl Pipeline {
             return Ok((first, from_image));
         };
         let encoder = self.model(passes.get(1).map_or(first.model, |pass| pass.model));
+        let decoder = self.model(first.model);
         let target = hires.size.target(size.0, size.1);
-        let larger = encoder.enlarge(latents, hires.upscaler, target)?;
+        let larger = encoder.enlarge(decoder, latents, hires.upscaler, target)?;
         let second = match passes.get(1) {
             Some(pass) => {
                 let noise = image_rng(request, seeds, latent_size(&larger));

@@ -7,7 +7,7 @@ use image::RgbImage;
 use super::resample::{LatentMode, resample};
 use super::{Error, LATENT_PIXEL, OtherCheckpoint, Pipeline};
 use crate::imaging::infotext::Params;
-use crate::imaging::{Filter, resize};
+use crate::imaging::{Filter, resize, upscale_to};
 use crate::sampling::{Latents, Sampler, Scheduler};
 
 /// The second pass.
@@ -210,9 +210,10 @@ impl Hires {
 }
 
 impl Pipeline {
-    /// The first pass's latents at the target's size.
+    /// The first pass's latents at the target's size, encoded by this model where `decoder` has decoded them.
     pub(super) fn enlarge(
         &self,
+        decoder: &Self,
         latents: &Latents,
         upscaler: HiresUpscaler,
         target: HiresTarget,
@@ -221,12 +222,13 @@ impl Pipeline {
         let larger = match upscaler {
             HiresUpscaler::Latent(mode) => resample(latents, h, w, mode),
             HiresUpscaler::Picture(kind) => {
-                let size = ((w * LATENT_PIXEL) as u32, (h * LATENT_PIXEL) as u32);
+                // Not cut to whole latent pixels: the encoder sees all of it, and leaves the rest away.
+                let size = (target.width as u32, target.height as u32);
                 let mut data = Vec::new();
                 for image in latents.images() {
                     let [_, c, fh, fw] = latents.shape;
                     let picture =
-                        self.decode_image(&Latents::new(image.to_vec(), [1, c, fh, fw]))?;
+                        decoder.decode_image(&Latents::new(image.to_vec(), [1, c, fh, fw]))?;
                     data.extend(
                         self.encode_image(&enlarge_picture(&picture, kind, size)?)?
                             .data,
@@ -246,9 +248,19 @@ fn enlarge_picture(
 ) -> Result<RgbImage, Error> {
     let filter = match kind {
         PictureUpscaler::Nearest => Filter::Nearest,
-        PictureUpscaler::None | PictureUpscaler::Lanczos => Filter::Lanczos,
+        PictureUpscaler::Lanczos => Filter::Lanczos,
+        PictureUpscaler::None => return Ok(resize(picture, width, height, Filter::Lanczos)?),
     };
-    Ok(resize(picture, width, height, filter)?)
+    // A1111's upscalers go by whole pixels, then down to multiples of 8.
+    upscale_to(picture, (width, height), |picture, factor| {
+        let by = |side: u32, unit: u32| (f64::from(side) * factor) as u32 / unit * unit;
+        let (w, h) = picture.dimensions();
+        if by(w, 8) <= w && by(h, 8) <= h {
+            return Ok(picture.clone());
+        }
+        let larger = resize(picture, by(w, 1), by(h, 1), filter)?;
+        Ok(resize(&larger, by(w, 8), by(h, 8), Filter::Lanczos)?)
+    })
 }
 
 /// Latents without `columns` and `rows`, the smaller half of an odd number cut off at the start.

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use candle_core::{DType, Tensor};
 use image::{GrayImage, RgbImage, RgbaImage};
 
-use super::decode::approximate_size;
 use super::resample::{LatentMode, resample};
 use super::{Error, LATENT_PIXEL, Pipeline, SoftInpainting};
 use crate::imaging::infotext::Params;
@@ -81,6 +80,17 @@ pub enum MaskedContent {
     LatentNothing,
 }
 
+impl InpaintMask {
+    /// Whether the latent mask is rounded: soft inpainting never does.
+    fn latent_edge(&self) -> MaskEdge {
+        if self.soft.is_some() {
+            MaskEdge::Soft
+        } else {
+            self.edge
+        }
+    }
+}
+
 impl MaskedContent {
     /// A1111's name in the infotext.
     #[must_use]
@@ -141,7 +151,7 @@ pub(super) struct ImageStart {
     pub(super) latents: Latents,
     /// What is kept.
     pub(super) mask: Option<Mask>,
-    /// Extra channels for an inpainting checkpoint, `[1, h, w, 5]`.
+    /// Extra channels for an inpainting checkpoint, `[init pictures, h, w, 5]`.
     pub(super) extra: Option<Tensor>,
     finish: Vec<Finish>,
 }
@@ -201,12 +211,13 @@ impl ImageStart {
 }
 
 impl Pipeline {
-    /// Encodes the init pictures of a batch of `batch` pictures of `width` x `height` pixels.
+    /// Encodes the init pictures of a batch of `batch` pictures of `width` x `height` pixels. `under_mask` is
+    /// what a mask may ask to start from.
     pub(super) fn start_from_image(
         &self,
         init: &InitImage,
         (width, height, batch): (usize, usize, usize),
-        noise: &ImageRng,
+        mut under_mask: ImageRng,
     ) -> Result<ImageStart, Error> {
         let size = (width as u32, height as u32);
         let (h, w) = (height / LATENT_PIXEL, width / LATENT_PIXEL);
@@ -215,7 +226,7 @@ impl Pipeline {
             Some(mask) => prepare_mask(&mask.mask, &mask.options)?.map(|prepared| (mask, prepared)),
             None => None,
         };
-        let (mut encoded, mut finish, mut extra) = (Vec::new(), Vec::new(), None);
+        let (mut encoded, mut finish, mut extra) = (Vec::new(), Vec::new(), Vec::new());
         for source in init.pictures.iter() {
             let mut end = Finish::default();
             let mut picture = match &painted {
@@ -240,28 +251,32 @@ impl Pipeline {
                 }
                 None => match init.resize {
                     ImageResize::Pixels(mode) => fit(source, mode, size)?,
-                    ImageResize::Latents => whole_latent_pixels(source)?,
+                    ImageResize::Latents => source.clone(),
                 },
             };
-            if init.color_correction {
-                end.colors = Some(ColorReference::new(&picture));
-            }
             if let Some((mask, prepared)) = &painted
                 && mask.content != MaskedContent::Original
             {
                 picture = fill_masked(&picture, &prepared.mask);
             }
+            if init.color_correction {
+                end.colors = Some(ColorReference::new(&picture));
+            }
             let latents = self.encode_image(&picture)?;
-            if extra.is_none() && self.unet.in_channels() > latents.shape[1] {
-                let mask = painted
+            if self.unet.in_channels() > latents.shape[1] {
+                let shown = painted
                     .as_ref()
-                    .map(|(mask, prepared)| (&prepared.mask, mask.condition_weight));
-                extra = Some(self.painted(&picture, mask, (h, w))?);
+                    .map(|(mask, prepared)| (*mask, &prepared.mask));
+                extra.push(self.painted(&picture, shown, (h, w))?);
             }
             encoded.push(resample(&latents, h, w, LatentMode::Bilinear));
             finish.push(end);
         }
         let latents = stack(&encoded, batch)?;
+        let extra = match &extra[..] {
+            [] => None,
+            extra => Some(Tensor::cat(extra, 0)?),
+        };
         let Some((mask, prepared)) = painted else {
             return Ok(ImageStart {
                 latents,
@@ -270,12 +285,7 @@ impl Pipeline {
                 finish,
             });
         };
-        let edge = if mask.soft.is_some() {
-            MaskEdge::Soft
-        } else {
-            mask.edge
-        };
-        let plane = latent_mask(&prepared.mask, (w as u32, h as u32), edge)?;
+        let plane = latent_mask(&prepared.mask, (w as u32, h as u32), mask.latent_edge())?;
         let paint = Latents::new(
             plane.repeat(latents.data.len() / plane.len()),
             latents.shape,
@@ -284,7 +294,7 @@ impl Pipeline {
             MaskedContent::Fill | MaskedContent::Original => latents,
             MaskedContent::LatentNothing => latents.zip(&paint, |z, p| z * (1.0 - p)),
             MaskedContent::LatentNoise => {
-                let noise = noise.clone().first().zip(&paint, |n, p| n * p);
+                let noise = under_mask.first().zip(&paint, |n, p| n * p);
                 &latents.zip(&paint, |z, p| z * (1.0 - p)) + &noise
             }
         };
@@ -315,14 +325,20 @@ impl Pipeline {
     fn painted(
         &self,
         picture: &RgbImage,
-        mask: Option<(&GrayImage, f32)>,
+        mask: Option<(&InpaintMask, &GrayImage)>,
         (h, w): (usize, usize),
     ) -> Result<Tensor, Error> {
         let covered = |x: u32, y: u32| match mask {
-            Some((mask, _)) => f32::from(mask.get_pixel(x, y)[0] > 127),
+            Some((options, mask)) => {
+                let share = f32::from(mask.get_pixel(x, y)[0]) / 255.0;
+                match options.latent_edge() {
+                    MaskEdge::Soft => share,
+                    MaskEdge::Hard => share.round(),
+                }
+            }
             None => 1.0,
         };
-        let weight = mask.map_or(1.0, |(_, weight)| weight);
+        let weight = mask.map_or(1.0, |(options, _)| options.condition_weight);
         let (width, height) = picture.dimensions();
         let area = (width * height) as usize;
         let raw = picture.as_raw();
@@ -352,19 +368,6 @@ impl Pipeline {
         )?;
         Ok(crate::nn::concat_channels(&mask, &masked)?.to_dtype(DType::F32)?)
     }
-}
-
-/// The picture cut to whole latent pixels.
-fn whole_latent_pixels(source: &RgbImage) -> Result<RgbImage, Error> {
-    let (width, height) = approximate_size(source.dimensions());
-    if width == 0 || height == 0 {
-        return Err(Error::Invalid(format!(
-            "init image of {}x{} pixels is smaller than 8x8",
-            source.width(),
-            source.height()
-        )));
-    }
-    Ok(image::imageops::crop_imm(source, 0, 0, width, height).to_image())
 }
 
 /// One batch of latents: a single picture repeated, or each its own.

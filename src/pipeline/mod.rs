@@ -216,10 +216,10 @@ impl Pipeline {
         Ok(Some(crate::nn::concat_channels(&mask, &masked)?))
     }
 
-    /// Encodes a picture, `[3, height, width]` in [-1, 1], to latents as the sampler has them.
+    /// Encodes a picture, `[3, height, width]` in [-1, 1], to latents as the sampler has them: a side of `n` pixels to `n / 8`.
     ///
     /// # Errors
-    /// When the size is not a multiple of 8 or a tensor operation fails.
+    /// When a side is shorter than 8 or a tensor operation fails.
     pub fn encode_picture(
         &self,
         picture: &[f32],

@@ -56,7 +56,7 @@ pub(super) struct GuidedUnet<'a> {
     has_switched: bool,
     sizes: Sizes,
     observer: &'a dyn Observer,
-    /// Channels behind the latents of every picture, `[1, h, w, extra]`: inpainting checkpoints.
+    /// Channels behind the latents of every picture, `[1 or pictures, h, w, extra]`: inpainting checkpoints.
     extra: Option<Tensor>,
     kept: Vec<(Vec<*const EncodedText>, Conditioning)>,
     /// Why the run was stopped, if it was.
@@ -145,10 +145,14 @@ impl<'a> GuidedUnet<'a> {
         let mut input = repeat(&input, rows.len())?;
         let takes_extra = self.part.unet.in_channels() > channels;
         if let Some(extra) = self.extra.as_ref().filter(|_| takes_extra) {
-            let (_, h, w, c) = extra.dims4()?;
-            let extra = extra
-                .expand((rows.len() * pictures, h, w, c))?
-                .contiguous()?;
+            let (batch, h, w, c) = extra.dims4()?;
+            let extra = if batch == pictures {
+                repeat(extra, rows.len())?
+            } else {
+                extra
+                    .expand((rows.len() * pictures, h, w, c))?
+                    .contiguous()?
+            };
             input = crate::nn::concat_channels(&input, &extra)?;
         }
         let output = self.part.unet.forward(

@@ -189,7 +189,8 @@ impl<N: Network> Denoiser for CfgDenoiser<'_, N> {
             .guidance
             .mask
             .as_ref()
-            .map(|mask| mask.blend(x, self.table.sigma(timestep)));
+            // A1111 hands a soft mask the timestep where it expects a sigma.
+            .map(|mask| mask.blend(x, timestep));
         let x = masked.as_ref().unwrap_or(x);
         let alphas = self.table.alphas_cumprod();
         let alpha = alphas[(timestep.max(0.0) as usize).min(alphas.len() - 1)];

@@ -30,6 +30,7 @@ def write_pictures(out):
     scene(96, 64, 2).save(out / "second.png", optimize=True)
     scene(80, 88, 1).save(out / "tall.png", optimize=True)
     scene(160, 120, 1).save(out / "large.png", optimize=True)
+    scene(101, 79, 1).save(out / "odd.png", optimize=True)
     boxes(96, 64, (30, 14, 66, 50)).save(out / "mask.png", optimize=True)
     boxes(160, 120, (98, 22, 128, 44), (110, 40, 122, 60)).save(out / "corner.png", optimize=True)
     boxes(80, 88, (20, 30, 60, 88)).save(out / "tall_mask.png", optimize=True)
@@ -49,12 +50,14 @@ def image(name, init="init.png", mask=None, more=None, **fields):
 
 SOFT = {"power": 1.0, "scale": 0.5, "contrast": 4.0, "influence": 0.0, "threshold": 0.5, "difference_contrast": 2.0}
 
+# DPM adaptive is not among them: its steps follow the error, and 1e-6 more of noise moves these latents by 5e-2.
 IMAGE = [
     image("image_euler", seed=5, steps=10),
     image("image_fill_color", "tall.png", seed=6, sampler="DPM++ 2M", scheduler="Karras",
           more={"resize_mode": 2, "strength": 0.75, "noise_multiplier": 1.05, "color_correction": True}),
     image("image_crop", "large.png", seed=7, sampler="Heun", steps=6, width=64, height=72, more={"resize_mode": 1, "strength": 0.5, "extra_noise": 0.1}),
     image("image_latent_ddim", "large.png", seed=8, sampler="DDIM", steps=10, more={"resize_mode": 3, "strength": 0.7}),
+    image("image_latent_odd", "odd.png", seed=8, more={"resize_mode": 3, "strength": 0.3}),
     image("image_exact", seed=9, sampler="DPM++ 2M", steps=6, more={"exact": True, "strength": 0.4}),
     image("image_exact_ddim", seed=9, sampler="DDIM", steps=6, more={"exact": True, "strength": 0.4}),
     image("image_batch", ["init.png", "second.png"], seed=2 ** 32 - 1, sampler="Euler a", batch=2),
@@ -62,6 +65,8 @@ IMAGE = [
     image("image_sde", seed=12, sampler="DPM++ SDE", scheduler="Karras", steps=6, more={"strength": 0.5}),
     image("image_3m_sde", seed=13, sampler="DPM++ 3M SDE", more={"strength": 0.6}),
     image("image_dpm_fast", seed=14, sampler="DPM fast", steps=9, more={"strength": 0.7}),
+    image("image_plms", seed=14, sampler="PLMS", steps=10, more={"strength": 0.7}),
+    image("image_unipc", seed=14, sampler="UniPC", steps=10, more={"strength": 0.7}),
     image("image_full", seed=15, sampler="Euler", negative="", scheduler="SGM Uniform", more={"strength": 1.0}),
     image("image_tiling", seed=16, sampler="Euler", tiling=True),
     image("image_edit", seed=17, text="a photo of a [cat:dog:5]", prompt=[[5, "a photo of a cat"], [10, "a photo of a dog"]], steps=10),
@@ -86,6 +91,7 @@ INPAINT = [
     image("inpaint_soft", seed=32, sampler="Euler a", mask={"soft": SOFT, "blur": [8, 8]}),
     image("inpaint_soft_only_masked", "large.png", seed=33, sampler="DPM++ 2M",
           mask={"file": "corner.png", "area": "only masked", "padding": 8, "blur": [6, 6], "soft": {**SOFT, "influence": 0.4, "scale": 0.8, "power": 1.3}}),
+    image("inpaint_soft_batch", ["init.png", "second.png"], seed=32, sampler="Euler a", batch=2, mask={"soft": SOFT, "blur": [8, 8]}, more={"color_correction": True}),
     image("inpaint_soft_ddim", seed=34, sampler="DDIM", steps=10, mask={"soft": SOFT, "blur": [8, 8]}, more={"strength": 0.7}),
     image("inpaint_soft_model", seed=35, sampler="Euler", model="inpainting", mask={"soft": SOFT, "blur": [8, 8]}),
 ]
@@ -107,6 +113,7 @@ HIRES = [
     from_text("hires_sde", {"strength": 0.5}, seed=45, sampler="DPM++ SDE", scheduler="Karras", steps=5),
     from_text("hires_2m_sde_batch", {"strength": 0.5, "scale": 1.5}, seed=46, sampler="DPM++ 2M SDE", batch=2),
     from_text("hires_ancestral", {"upscaler": "Latent (antialiased)", "strength": 0.4}, seed=47, sampler="Euler a"),
+    from_text("hires_tiling", {"upscaler": "Lanczos", "scale": 1.5, "strength": 0.5}, seed=48, tiling=True),
     from_text("hires_ddim", {"strength": 0.6}, seed=48, sampler="DDIM", steps=10),
     # The first pass knows the cat alone, the second changes after half of its 8 calls.
     from_text("hires_edit", {"prompt": [[4, "a photo of a cat"], [8, "a photo of a dog"]]}, seed=49, text="a photo of a [cat:dog:1.5]"),
@@ -123,5 +130,9 @@ REFINED = [
     from_text("refiner_2m", seed=72, refiner={"switch_at": 0.5}, sampler="DPM++ 2M", negative="", width=64, height=96),
     from_text("refiner_ddim", seed=73, refiner={"switch_at": 0.8}, sampler="DDIM", steps=10, width=96, height=64),
     from_text("refiner_hires", {}, seed=74, refiner={"switch_at": 0.7}),
+    from_text("refiner_both_passes", {"upscaler": "Lanczos", "scale": 1.5, "strength": 0.6}, seed=75,
+              refiner={"switch_at": 0.6, "passes": "both passes"}, width=96, height=64),
+    from_text("refiner_first_pass", {"upscaler": "None", "scale": 1.5, "strength": 0.6}, seed=76,
+              refiner={"switch_at": 0.6, "passes": "first pass"}, width=96, height=64),
 ]
 CASES = IMAGE + INPAINT + HIRES + NOISE + REFINED

@@ -52,14 +52,15 @@ def upscaled(picture, name, width, height):
     return picture if picture.size == (width, height) else picture.resize((width, height), lanczos)
 
 
-def enlarged(model, latents, hires, size):
+def enlarged(model, decoder, latents, hires, size):
+    """Decoded by the model that has made them, encoded by that of the second pass."""
     width, height, cut_x, cut_y = target(hires, *size)
     name = hires["upscaler"]
     if name in LATENT:
         mode, antialias = LATENT[name]
         latents = torch.nn.functional.interpolate(latents, size=(height // 8, width // 8), mode=mode, antialias=antialias)
     else:
-        pictures = [upscaled(p, name, width, height) for p in decode(model.vae, latents)]
+        pictures = [upscaled(p, name, width, height) for p in decode(decoder.vae, latents)]
         latents = encode_picture(model.vae, torch.stack([to_planes(p) for p in pictures]) * 2 - 1)
     h, w = latents.shape[2:]
     return latents[:, :, cut_y // 2:h - (cut_y + 1) // 2, cut_x // 2:w - (cut_x + 1) // 2], (width, height)
@@ -87,18 +88,20 @@ def run(job, model, texts, refiner):
         def noise_for(h, w):
             return ImageNoise((4, h, w), seeds, subseeds, strength, job.get("seed_resize_from"))
 
-        in_first = refiner if refiner and not hires else None  # with hires fix, the second pass alone is refined
+        passes = refiner.get("passes", "second pass") if refiner else ""  # of hires fix; without it there is one
+        in_first = refiner if not hires or passes in ("first pass", "both passes") else None
+        in_second = refiner if passes in ("second pass", "both passes") else None
         noise = noise_for(height // 8, width // 8)
         guide = Denoiser(job, model, texts, (job["prompt"], job["negative"]), (width, height), job["cfg"], expected_calls(job["sampler"], job["steps"]),
                          extra=all_painted(model, width, height, height // 8, width // 8), refiner=in_first)
         x = sample(job, guide, noise, noise.next())
         if hires:
-            x, size = enlarged(guide.model, x, hires, (width, height))
+            x, size = enlarged(model, guide.model, x, hires, (width, height))
             noise = noise_for(*x.shape[2:])
             second = {**job, **{k: hires[k] for k in ("sampler", "scheduler", "steps") if hires.get(k)}}
             prompts = [hires.get(k) or job[k] for k in ("prompt", "negative")]
             guide = Denoiser(job, model, texts, prompts, size, hires.get("cfg", job["cfg"]), expected_calls(second["sampler"], second["steps"]),
-                             refiner=refiner)
+                             refiner=in_second)
             x = sample(second, guide, noise, noise.next(), (x, hires["strength"], True))
         latents.append(x)
         done += decode(guide.model.vae, x)

@@ -7,11 +7,13 @@ import numpy as np
 import torch
 import zstandard
 from PIL import Image
+from diffusers import UniPCMultistepScheduler
 from safetensors.torch import load
 from transformers import CLIPTokenizer
 
 import tinymodel as T
-from common import SCALE_FACTOR, VARIANTS, alphas_cumprod, gen, k_diffusion
+from common import BETA_END, BETA_START, SCALE_FACTOR, VARIANTS, alphas_cumprod, gen, k_diffusion
+from diffusion import AB
 from make_sigmas import a1111_timesteps, schedule, wrapper
 
 HERE = pathlib.Path(__file__).resolve().parent.parent
@@ -209,8 +211,8 @@ def sample(job, denoiser, noise, first, image=None):
     """`job` gives sampler, scheduler and steps; `image` is (latents, strength, exact) where a picture is started from."""
     name = job["sampler"]
     steps, t_enc = (job["steps"], None) if image is None else image_steps(job["steps"], image[1], image[2])
-    if name == "DDIM":
-        return ddim(denoiser, noise, first, steps, t_enc, image)
+    if name in ("DDIM", "PLMS", "UniPC"):
+        return by_timesteps(name, denoiser, first, steps, t_enc, image)
     kd = k_diffusion().sampling
     whole = sigmas_of(name, job["scheduler"], steps)
     sigmas = whole if image is None else whole[steps - t_enc - 1:]
@@ -231,18 +233,55 @@ def sample(job, denoiser, noise, first, image=None):
     return getattr(kd, "sample_" + FUNCTION[name])(denoiser, x, **kw)
 
 
-def ddim(denoiser, noise, first, steps, t_enc, image):
-    """A1111's DDIM with eta 0; from a picture it starts at the level of timestep `t_enc` but walks only those before it."""
-    a, ts, x = alphas_cumprod().double(), a1111_timesteps(steps), first
+def by_timesteps(name, denoiser, first, steps, t_enc, image):
+    """From a picture it starts at the level of timestep `t_enc` but walks only those before it."""
+    ts, x = a1111_timesteps(steps), first
     if image is not None:
-        level = a[ts[t_enc]]
+        level = alphas_cumprod().double()[ts[t_enc]]
         x = image[0] * level.sqrt().float() + first * (1 - level).sqrt().float()
         ts = ts[:t_enc]
+    if name == "UniPC":
+        return unipc(denoiser, x, len(ts), 1.0 if image is None else ts[-1] / 1000 + 1 / 1000)
+    return (ddim if name == "DDIM" else plms)(denoiser, x, ts)
+
+
+def moved(x, e, now, then):
+    """DDIM's step with eta 0, from one cumulative alpha to another."""
+    clean = (x - (1 - now).sqrt().float() * e) / now.sqrt().float()
+    return then.sqrt().float() * clean + (1 - then).sqrt().float() * e
+
+
+def ddim(denoiser, x, ts):
+    a = alphas_cumprod().double()
     for i in range(len(ts) - 1, 0, -1):
-        now, then = a[ts[i]], a[ts[i - 1]]
+        x = moved(x, denoiser.guided_eps(x, ts[i]), a[ts[i]], a[ts[i - 1]])
+    return x
+
+
+def plms(denoiser, x, ts):
+    a, before = alphas_cumprod().double(), []
+    for i in range(len(ts) - 1, 0, -1):
         e = denoiser.guided_eps(x, ts[i])
-        clean = (x - (1 - now).sqrt().float() * e) / now.sqrt().float()
-        x = then.sqrt().float() * clean + (1 - then).sqrt().float() * e
+        if before:
+            mean = sum(c * h for c, h in zip(AB[len(before) + 1], [e, *before]))
+        else:
+            mean = (e + denoiser.guided_eps(moved(x, e, a[ts[i]], a[ts[i - 1]]), ts[i - 1])) / 2
+        before = [e, *before][:3]
+        x = moved(x, mean, a[ts[i]], a[ts[i - 1]])
+    return x
+
+
+def unipc(denoiser, x, steps, start):
+    """diffusers' solver (bh1, order 3) on A1111's grid: continuous time, log alpha between its nodes by straight lines."""
+    t = np.linspace(start, 1 / 1000, steps + 1)
+    alpha = np.exp(np.interp(t, np.linspace(0, 1, 1001)[1:], 0.5 * torch.log(alphas_cumprod().double()).numpy()))
+    solver = UniPCMultistepScheduler(beta_start=BETA_START, beta_end=BETA_END, beta_schedule="scaled_linear", solver_order=3,
+                                     solver_type="bh1", predict_x0=True, lower_order_final=True, prediction_type="epsilon")
+    solver.set_timesteps(steps)
+    solver.sigmas, solver.timesteps = torch.tensor(np.sqrt(1 - alpha ** 2) / alpha).float(), torch.tensor((t[:-1] - 1 / 1000) * 1000)
+    solver._step_index = 0
+    for t in solver.timesteps:
+        x = solver.step(denoiser.guided_eps(x, float(t)), t, x, return_dict=False)[0]
     return x
 
 
@@ -284,10 +323,11 @@ def resize(picture, mode, width, height):
     out = Image.new("RGB", (width, height))
     x, y = width // 2 - w // 2, height // 2 - h // 2
     out.paste(resized, (x, y))
+    # The edges go on: Pillow enlarges a box without area by the two rows or columns at it.
     if mode == 2 and ratio < own and y > 0:
-        out.paste(resized.crop((0, 0, w, 1)).resize((width, y)), (0, 0))
-        out.paste(resized.crop((0, h - 1, w, h)).resize((width, y)), (0, y + h))
+        out.paste(resized.resize((width, y), box=(0, 0, width, 0)), (0, 0))
+        out.paste(resized.resize((width, y), box=(0, h, width, h)), (0, y + h))
     elif mode == 2 and ratio > own and x > 0:
-        out.paste(resized.crop((0, 0, 1, h)).resize((x, height)), (0, 0))
-        out.paste(resized.crop((w - 1, 0, w, h)).resize((x, height)), (x + w, 0))
+        out.paste(resized.resize((x, height), box=(0, 0, 0, height)), (0, 0))
+        out.paste(resized.resize((x, height), box=(w, 0, w, height)), (x + w, 0))
     return out
