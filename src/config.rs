@@ -113,6 +113,8 @@ pub struct Server {
     pub queue_limit: usize,
     /// Seconds the running job gets to end after SIGTERM before it is interrupted.
     pub shutdown_grace_s: u64,
+    /// Previews of a running job a second, at most; 0 makes none.
+    pub previews_per_s: u32,
     /// Log each request.
     pub access_log: bool,
     /// Serve a page at `/`.
@@ -135,6 +137,7 @@ impl Default for Server {
             body_limit_mib: 256,
             queue_limit: 256,
             shutdown_grace_s: 30,
+            previews_per_s: 4,
             access_log: false,
             root_page: true,
             server_stop: false,
@@ -172,13 +175,25 @@ pub struct Paths {
 }
 
 /// Where tensors live.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DeviceSettings {
     /// `auto`, `cpu`, `cuda`, `cuda:1`, ….
     pub device: DeviceChoice,
     /// `auto`, `f32`, `bf16` or `f16`; the CPU computes in f32.
     pub dtype: DtypeChoice,
+    /// Memory that a block of the VAE may take in one piece, MiB; a larger picture is decoded in strips.
+    pub vae_memory_mib: usize,
+}
+
+impl Default for DeviceSettings {
+    fn default() -> Self {
+        Self {
+            device: DeviceChoice::default(),
+            dtype: DtypeChoice::default(),
+            vae_memory_mib: 8192,
+        }
+    }
 }
 
 /// What is loaded.

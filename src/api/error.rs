@@ -168,9 +168,9 @@ fn engine_answer(error: &engine::Error) -> Response {
             (StatusCode::BAD_REQUEST, "HTTPException")
         }
         engine::Error::Io { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "OSError"),
-        engine::Error::Pipeline(pipeline::Error::NotANumber { .. }) => {
-            (StatusCode::INTERNAL_SERVER_ERROR, "NansException")
-        }
+        engine::Error::Pipeline(
+            pipeline::Error::NotANumber { .. } | pipeline::Error::VaeNotANumber { .. },
+        ) => (StatusCode::INTERNAL_SERVER_ERROR, "NansException"),
         engine::Error::Pipeline(pipeline::Error::Tensor(cause)) if is_out_of_memory(cause) => {
             let message = "CUDA out of memory: use a smaller size or batch size";
             return shape(
@@ -181,6 +181,7 @@ fn engine_answer(error: &engine::Error) -> Response {
             );
         }
         engine::Error::Device { .. }
+        | engine::Error::NotDownloaded { .. }
         | engine::Error::Weights(_)
         | engine::Error::Pipeline(
             pipeline::Error::Weights(_)

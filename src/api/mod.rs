@@ -7,6 +7,7 @@ pub mod auth;
 pub mod body;
 pub mod catalog;
 pub mod checkpoints;
+pub mod codecs;
 pub mod error;
 pub mod extras;
 pub mod fields;

@@ -16,7 +16,7 @@ use super::prompts::Additions;
 use super::scripts::{self, Page};
 use super::types::{Generation, HiresFields, ImageFields, SILENT};
 use super::upscalers::Upscalers;
-use super::{checkpoints, hires, overrides, vocabulary};
+use super::{checkpoints, codecs, hires, overrides, vocabulary};
 use crate::config::VERSION_TEXT;
 use crate::engine::checkpoint::{Checkpoint, Selection, VaeChoice};
 use crate::engine::limits::{self, Numbers, Violation, check, resolve_seed};
@@ -198,11 +198,8 @@ fn finish(
     checked.map_err(|error| ApiError::bad_request(error.to_string()))?;
     let model = select(app, &options)?;
     overrides::keep(app, &request, &options);
-    let preview_every = if options.flag("live_previews_enable") {
-        options.int("show_progress_every_n_steps").max(0) as usize
-    } else {
-        0
-    };
+    codecs::apply(app, &options, &mut generate)?;
+    let preview_every = codecs::preview_every(&options);
     let id = request
         .force_task_id
         .clone()
@@ -253,15 +250,9 @@ pub fn select_for(
     if let Some(fixed) = &app.config.model.vae {
         return catalog.select(checkpoint, &catalog.find_or_open_vae(fixed)?);
     }
-    let choice = VaeChoice::from_option(options.text("sd_vae"));
-    match catalog.select(checkpoint.clone(), &choice) {
-        // As A1111 does: a stale setting must not make every request fail.
-        Err(engine::Error::VaeNotFound { name, .. }) => {
-            tracing::warn!(vae = name, "VAE not found, the checkpoint's own is used");
-            catalog.select(checkpoint, &VaeChoice::Own)
-        }
-        other => other,
-    }
+    let overrides = options.flag("sd_vae_overrides_per_model_preferences");
+    let choice = VaeChoice::from_options(options.text("sd_vae"), overrides);
+    catalog.select_or_own(checkpoint, &choice)
 }
 
 /// `task(txt2img-XXXXXXX)` with seven random letters or digits.

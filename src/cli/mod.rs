@@ -5,6 +5,7 @@
 
 pub mod bench;
 pub mod checkpoints;
+mod codecs;
 pub mod from_image;
 pub mod inspect;
 pub mod models;

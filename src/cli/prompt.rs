@@ -10,6 +10,7 @@ use clap::Args;
 use indicatif::ProgressBar;
 
 use super::checkpoints::{self, RefinerArgs};
+use super::codecs::CodecArgs;
 use super::from_image::{HiresArgs, ImageArgs, Place, Start};
 use super::output::{Form, Output, Report, Seconds, write_latents};
 use super::serve::start_engine;
@@ -101,6 +102,9 @@ pub struct PromptArgs {
     /// VAE by path or name
     #[arg(long, value_name = "PATH|NAME")]
     pub vae: Option<String>,
+    /// VAE or TAESD.
+    #[command(flatten)]
+    pub codecs: CodecArgs,
     /// Where noise comes from: gpu, cpu or nv
     #[arg(long, value_name = "SOURCE", default_value = "gpu")]
     pub noise_source: String,
@@ -340,6 +344,8 @@ async fn local(
     let hires_checkpoint = args.hires.hr_checkpoint_name.as_deref();
     checkpoints::add_others(&args.refiner, hires_checkpoint, catalog, &mut request)?;
     engine.catalog().add_networks(&mut request);
+    let files = engine.catalog().approximations();
+    tokio::task::block_in_place(|| args.codecs.apply(files, &mut request))?;
     let job = Job {
         id: resolve::task_id(kind),
         client: String::new(),
@@ -372,9 +378,14 @@ fn select(catalog: &Catalog, config: &Config) -> Result<Selection, Stop> {
     };
     let vae = match &config.model.vae {
         Some(name) => catalog.find_or_open_vae(name).map_err(Stop::usage)?,
-        None => VaeChoice::Automatic,
+        None => VaeChoice::from_options(
+            options.text("sd_vae"),
+            options.flag("sd_vae_overrides_per_model_preferences"),
+        ),
     };
-    catalog.select(checkpoint, &vae).map_err(Stop::failed)
+    catalog
+        .select_or_own(checkpoint, &vae)
+        .map_err(Stop::failed)
 }
 
 /// Shows progress until the job ends; a signal interrupts it at its next step.

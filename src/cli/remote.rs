@@ -211,6 +211,7 @@ fn body(args: &PromptArgs, choices: &Choices, format: Format, id: &str) -> Value
     if let Some(vae) = &args.vae {
         overrides["sd_vae"] = json!(vae);
     }
+    args.codecs.add_to(&mut overrides);
     json!({
         "prompt": args.prompt, "negative_prompt": args.negative,
         "seed": args.seed, "subseed": args.subseed, "subseed_strength": args.subseed_strength,

@@ -1,6 +1,7 @@
 //! `sdgen serve`: settings in, server up, signals out.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use toml::Value;
@@ -147,10 +148,14 @@ async fn serve(config: Config) -> Result<(), Stop> {
 pub fn start_engine(config: &Config) -> Result<Engine, Stop> {
     let device = config.device.clone();
     let make = move || PipelineBackend::open(&device);
-    Engine::start(Catalog::open(config), config.server.queue_limit, make).map_err(|error| {
-        match error {
-            engine::Error::Device { .. } => Stop::usage(error),
-            other => Stop::failed(other),
-        }
-    })
+    let engine = Engine::start(Catalog::open(config), config.server.queue_limit, make);
+    let engine = engine.map_err(|error| match error {
+        engine::Error::Device { .. } => Stop::usage(error),
+        other => Stop::failed(other),
+    })?;
+    engine.limit_previews(match config.server.previews_per_s {
+        0 => Duration::MAX,
+        rate => Duration::from_secs(1) / rate,
+    });
+    Ok(engine)
 }

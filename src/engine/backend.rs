@@ -24,6 +24,16 @@ pub trait Backend {
     /// Names the file and the remedy.
     fn load(&mut self, model: &Selection) -> Result<Self::Model, pipeline::Error>;
 
+    /// Puts the VAE of `model`'s selection into a loaded checkpoint, which stays as it is otherwise.
+    ///
+    /// # Errors
+    /// Names the file and the remedy; the VAE before stays.
+    fn set_vae(
+        &mut self,
+        loaded: &mut Self::Model,
+        model: &Selection,
+    ) -> Result<(), pipeline::Error>;
+
     /// Width and height in pixels of a request without a size.
     fn native_size(&self, model: &Self::Model) -> (usize, usize);
 
@@ -67,6 +77,8 @@ pub struct PipelineBackend {
     dtype: candle_core::DType,
     info: DeviceInfo,
     upscalers: UpscalerSlot,
+    /// Bytes.
+    vae_memory: usize,
 }
 
 impl PipelineBackend {
@@ -109,6 +121,7 @@ impl PipelineBackend {
                 device: device_name,
                 dtype: name,
             },
+            vae_memory: settings.vae_memory_mib.saturating_mul(1 << 20),
         })
     }
 }
@@ -187,7 +200,12 @@ impl Backend for PipelineBackend {
             vae: model.vae.clone(),
         };
         let pipeline = Pipeline::load(&model.source, model.identity.clone(), &options)?;
+        pipeline.set_vae_memory(self.vae_memory);
         Ok(pipeline.with_upscalers(&self.upscalers))
+    }
+
+    fn set_vae(&mut self, loaded: &mut Pipeline, model: &Selection) -> Result<(), pipeline::Error> {
+        loaded.set_vae(model.vae.clone())
     }
 
     fn native_size(&self, model: &Pipeline) -> (usize, usize) {

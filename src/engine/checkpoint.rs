@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use super::Error;
 use super::hashes;
 use super::status::LoadedModel;
+pub use super::vaes::VaeChoice;
 use crate::pipeline::{CheckpointIdentity, CheckpointSource, OtherCheckpoint, VaeIdentity};
 use crate::weights::{self, SafetensorsFile, Source, demo};
 
@@ -170,7 +171,13 @@ impl Selection {
     /// Whether a loaded model serves this selection: same file in the same version, same VAE.
     #[must_use]
     pub fn is_same_model(&self, other: &Self) -> bool {
-        self.source == other.source && self.sha256 == other.sha256 && self.vae == other.vae
+        self.is_same_checkpoint(other) && self.vae == other.vae
+    }
+
+    /// The same but for the VAE.
+    #[must_use]
+    pub fn is_same_checkpoint(&self, other: &Self) -> bool {
+        self.source == other.source && self.sha256 == other.sha256
     }
 
     /// As a checkpoint that a job needs besides its own.
@@ -202,29 +209,6 @@ impl Selection {
                 .map(|vae| vae.shorthash.clone())
                 .filter(|hash| !hash.is_empty()),
             native_size,
-        }
-    }
-}
-
-/// Which VAE to use with a checkpoint.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum VaeChoice {
-    /// A file named like the checkpoint, else the checkpoint's own.
-    Automatic,
-    /// The checkpoint's own.
-    Own,
-    /// A file by name.
-    Named(String),
-}
-
-impl VaeChoice {
-    /// The option `sd_vae`.
-    #[must_use]
-    pub fn from_option(text: &str) -> Self {
-        match text {
-            "" | "Automatic" => Self::Automatic,
-            "None" => Self::Own,
-            name => Self::Named(name.to_string()),
         }
     }
 }

@@ -4,6 +4,7 @@
 //! fails or panics answers its own client and leaves the engine ready for the next. Follows the shape of
 //! text-embeddings-inference (permit moved with the request, one thread owning the back end).
 
+pub mod approximations;
 pub mod backend;
 pub mod checkpoint;
 pub mod hashes;
@@ -14,6 +15,7 @@ pub mod queue;
 mod scan;
 pub mod status;
 pub mod upscalers;
+mod vaes;
 pub mod worker;
 
 #[cfg(test)]
@@ -71,6 +73,21 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// A small model that is fetched when first used is neither there nor to be had.
+    #[error(
+        "`{file}` is not in `{}` and cannot be downloaded from `{repo}`: {reason}; put the file there, or use the method `Full`",
+        dir.display()
+    )]
+    NotDownloaded {
+        /// The file.
+        file: &'static str,
+        /// Where it belongs.
+        dir: PathBuf,
+        /// Where it comes from.
+        repo: &'static str,
+        /// Why it did not.
+        reason: String,
+    },
     /// The device cannot be used.
     #[error("device not available: `{device}`; {reason}")]
     Device {
@@ -90,6 +107,9 @@ pub enum Error {
     Panicked(String),
 }
 
+/// [`Job::preview_every`] of a job that shows each batch when it is finished.
+pub const PREVIEW_BATCHES: usize = usize::MAX;
+
 /// One job, fully resolved.
 #[derive(Debug, Clone)]
 pub struct Job {
@@ -103,7 +123,7 @@ pub struct Job {
     pub model: Selection,
     /// What to make.
     pub request: GenerateRequest,
-    /// Decode a preview every so many steps while somebody looks; 0 = never.
+    /// Make a preview every so many steps while somebody looks; 0 = never, [`PREVIEW_BATCHES`] = of finished batches only.
     pub preview_every: usize,
 }
 
@@ -350,6 +370,11 @@ impl Engine {
     #[must_use]
     pub fn preview(&self) -> Option<worker::Preview> {
         self.shared.previews.look()
+    }
+
+    /// Lets at least `interval` pass between two previews; each costs the job its making.
+    pub fn limit_previews(&self, interval: Duration) {
+        self.shared.previews.limit(interval);
     }
 
     /// What is on disk.

@@ -8,13 +8,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 
 use super::Error;
-use super::checkpoint::{Checkpoint, Selection, Vae, VaeChoice, strip_extension};
+use super::approximations::Approximations;
+use super::checkpoint::{Checkpoint, Selection, Vae, VaeChoice};
 use super::hashes::{self, HashCache};
 use super::networks::NetworkCatalog;
 use super::scan::{has_extension, natural_order, walk};
 use super::upscalers::UpscalerCatalog;
+use super::vaes::add_vae;
 use crate::config::Config;
-use crate::pipeline::{CheckpointIdentity, CheckpointSource, VaeIdentity};
+use crate::pipeline::{CheckpointIdentity, CheckpointSource};
 use crate::weights::SafetensorsFile;
 
 /// Everything on disk.
@@ -22,20 +24,21 @@ use crate::weights::SafetensorsFile;
 pub struct Catalog {
     checkpoint_dirs: Vec<PathBuf>,
     vae_dirs: Vec<PathBuf>,
-    hashing: bool,
+    pub(super) hashing: bool,
     pub(super) cache: HashCache,
     pub(super) networks: NetworkCatalog,
     pub(super) upscalers: UpscalerCatalog,
+    approximations: Approximations,
     /// Files outside the directories that were opened by path.
     added: RwLock<Vec<Checkpoint>>,
-    found: RwLock<Found>,
+    pub(super) found: RwLock<Found>,
 }
 
 #[derive(Debug, Default)]
-struct Found {
+pub(super) struct Found {
     checkpoints: Vec<Checkpoint>,
     pickles: Vec<Checkpoint>,
-    vaes: Vec<Vae>,
+    pub(super) vaes: Vec<Vae>,
 }
 
 impl Catalog {
@@ -49,6 +52,7 @@ impl Catalog {
             cache: HashCache::open(config.hash_cache_file()),
             networks: NetworkCatalog::open(config),
             upscalers: UpscalerCatalog::open(config),
+            approximations: Approximations::open(config),
             added: RwLock::default(),
             found: RwLock::default(),
         };
@@ -101,6 +105,12 @@ impl Catalog {
             .unwrap_or_else(PoisonError::into_inner)
             .vaes
             .clone()
+    }
+
+    /// Small stand-ins of the VAE.
+    #[must_use]
+    pub fn approximations(&self) -> &Approximations {
+        &self.approximations
     }
 
     /// The checkpoint used when none is asked for: the first one found, else the demo model.
@@ -231,74 +241,6 @@ impl Catalog {
         })
     }
 
-    fn find_vae(&self, checkpoint: &Checkpoint, choice: &VaeChoice) -> Result<Option<Vae>, Error> {
-        match choice {
-            VaeChoice::Own => Ok(None),
-            VaeChoice::Automatic if checkpoint.source == CheckpointSource::Embedded => Ok(None),
-            VaeChoice::Automatic => {
-                let stem = checkpoint.stem().to_string();
-                Ok(self
-                    .vaes()
-                    .into_iter()
-                    .find(|vae| vae.name.starts_with(&stem)))
-            }
-            VaeChoice::Named(name) => {
-                let vaes = self.vaes();
-                let listed = vaes
-                    .iter()
-                    .find(|vae| vae.name == *name || strip_extension(&vae.name) == name)
-                    .cloned();
-                let known = vaes.into_iter().map(|vae| vae.name).collect();
-                listed.map(Some).ok_or_else(|| Error::VaeNotFound {
-                    name: name.clone(),
-                    known,
-                })
-            }
-        }
-    }
-
-    /// A VAE by name, or by the path of an existing file. For the command line, not for the API.
-    ///
-    /// # Errors
-    /// [`Error::VaeNotFound`].
-    pub fn find_or_open_vae(&self, name: &str) -> Result<VaeChoice, Error> {
-        let path = Path::new(name);
-        if path.is_file() {
-            let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
-            let file_name = path
-                .file_name()
-                .map(|name| name.to_string_lossy().into_owned())
-                .unwrap_or_default();
-            let mut found = self.found.write().unwrap_or_else(PoisonError::into_inner);
-            found.vaes.retain(|vae| vae.name != file_name);
-            found.vaes.push(Vae {
-                name: file_name.clone(),
-                path,
-            });
-            return Ok(VaeChoice::Named(file_name));
-        }
-        let choice = VaeChoice::from_option(name);
-        self.find_vae(&Checkpoint::demo(), &choice)?;
-        Ok(choice)
-    }
-
-    fn identify_vae(&self, vae: Vae) -> Result<VaeIdentity, Error> {
-        let shorthash = if self.hashing {
-            let hash = self.cache.ensure(&format!("vae/{}", vae.name), &vae.path);
-            hash.map_err(|source| Error::Io {
-                path: vae.path.clone(),
-                source,
-            })?[..10]
-                .to_string()
-        } else {
-            String::new()
-        };
-        Ok(VaeIdentity {
-            path: vae.path,
-            shorthash,
-        })
-    }
-
     /// Puts a hash into the list, so that titles show it.
     fn remember(&self, source: &CheckpointSource, hash: &str) {
         let mut found = self.found.write().unwrap_or_else(PoisonError::into_inner);
@@ -345,27 +287,14 @@ impl Catalog {
     }
 }
 
-fn add_vae(vaes: &mut Vec<Vae>, path: &Path) {
-    let name = path
-        .file_name()
-        .map(|name| name.to_string_lossy().into_owned())
-        .unwrap_or_default();
-    if has_extension(path, &["safetensors"]) && vaes.iter().all(|vae| vae.name != name) {
-        vaes.push(Vae {
-            name,
-            path: path.to_path_buf(),
-        });
-    }
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::fs;
 
     use super::*;
     use crate::weights;
 
-    fn catalog(files: &[&str]) -> (tempfile::TempDir, Catalog) {
+    pub(in crate::engine) fn catalog(files: &[&str]) -> (tempfile::TempDir, Catalog) {
         let dir = tempfile::tempdir().unwrap();
         for file in files {
             let path = dir.path().join("models").join(file);
@@ -465,32 +394,5 @@ mod tests {
             catalog.find("../../etc/passwd"),
             Err(Error::CheckpointNotFound { .. })
         ));
-    }
-
-    #[test]
-    fn the_automatic_vae_is_the_one_named_like_the_checkpoint() {
-        let (_dir, catalog) = catalog(&[
-            "Stable-diffusion/foo.safetensors",
-            "VAE/foo.vae.safetensors",
-            "VAE/bar.safetensors",
-        ]);
-        let vae = |choice| {
-            let selection = catalog.select(catalog.find("foo").unwrap(), &choice)?;
-            Ok::<_, Error>(selection.describe((1, 1)).vae_name)
-        };
-        assert_eq!(
-            vae(VaeChoice::Automatic).unwrap(),
-            Some("foo.vae.safetensors".into())
-        );
-        assert_eq!(vae(VaeChoice::Own).unwrap(), None);
-        assert_eq!(
-            vae(VaeChoice::from_option("bar.safetensors")).unwrap(),
-            Some("bar.safetensors".into())
-        );
-        let error = vae(VaeChoice::Named("x".into())).unwrap_err().to_string();
-        assert_eq!(
-            error,
-            "VAE not found: `x`; known: `bar.safetensors`, `foo.vae.safetensors`"
-        );
     }
 }

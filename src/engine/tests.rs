@@ -54,6 +54,16 @@ impl Backend for Scripted {
         }
     }
 
+    fn set_vae(&mut self, loaded: &mut String, model: &Selection) -> Result<(), pipeline::Error> {
+        let vae = model.vae.as_ref().map_or("own", |vae| &vae.shorthash);
+        if vae == "broken" {
+            return Err(pipeline::Error::Invalid("broken VAE".into()));
+        }
+        loaded.push('+');
+        loaded.push_str(vae);
+        Ok(())
+    }
+
     fn native_size(&self, _: &String) -> (usize, usize) {
         (64, 32)
     }
@@ -371,4 +381,49 @@ async fn extras_wait_their_turn_load_nothing_and_survive_a_panic() {
     bench.engine.shut_down(Duration::ZERO).await;
     let refused = bench.engine.submit_extras(extras(PictureUpscaler::Lanczos));
     assert!(matches!(refused.await, Err(Error::ShuttingDown)));
+}
+
+#[tokio::test]
+async fn another_vae_does_not_load_the_checkpoint_again() {
+    let bench = Bench::new(4);
+    let with_vae = |name: &str| Selection {
+        vae: Some(crate::pipeline::VaeIdentity {
+            path: format!("{name}.safetensors").into(),
+            shorthash: name.into(),
+        }),
+        ..bench.model("good")
+    };
+    bench.engine.load(bench.model("good")).await.unwrap();
+    let loaded = bench.engine.load(with_vae("fine")).await.unwrap();
+    assert_eq!(loaded.vae_name.as_deref(), Some("fine.safetensors"));
+    assert_eq!(bench.engine.status().loaded, Some(loaded.clone()));
+    let error = bench.engine.load(with_vae("broken")).await.unwrap_err();
+    assert_eq!(error.to_string(), "broken VAE");
+    assert_eq!(
+        bench.engine.status().loaded,
+        Some(loaded),
+        "the one before stays"
+    );
+    let own = bench.engine.load(bench.model("good")).await.unwrap();
+    assert_eq!(own.vae_name, None);
+    assert_eq!(bench.loads.load(Ordering::Relaxed), 1);
+    bench.engine.load(bench.model("other")).await.unwrap();
+    assert_eq!(bench.loads.load(Ordering::Relaxed), 2);
+}
+
+#[test]
+fn previews_are_made_while_watched_and_no_faster_than_the_limit() {
+    let slot = super::worker::PreviewSlot::default();
+    assert!(!slot.is_due(), "nobody looks");
+    assert!(slot.look().is_none());
+    assert!(slot.is_due());
+    slot.limit(Duration::from_hours(1));
+    assert!(slot.is_due(), "the first is due at once");
+    slot.put(image::RgbImage::new(1, 1));
+    assert!(!slot.is_due(), "the next after the interval");
+    slot.limit(Duration::ZERO);
+    assert!(slot.is_due());
+    assert_eq!(slot.look().map(|preview| preview.id), Some(1));
+    slot.limit(Duration::MAX);
+    assert!(!slot.is_due());
 }

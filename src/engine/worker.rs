@@ -17,7 +17,7 @@ use super::backend::{Backend, DeviceInfo};
 use super::checkpoint::Selection;
 use super::queue::Queue;
 use super::status::{CancelToken, LoadedModel, Running, Status};
-use super::{Error, ExtrasJob, Job, JobState, Outcome};
+use super::{Error, ExtrasJob, Job, JobState, Outcome, PREVIEW_BATCHES};
 use crate::pipeline::{
     self, Control, Extras, GenerateRequest, Generated, Observer, Progress, Timings,
 };
@@ -94,6 +94,10 @@ struct PreviewState {
     latest: Option<Preview>,
     next: u64,
     looked: Option<Instant>,
+    /// When the latest was made.
+    made: Option<Instant>,
+    /// Least time between two.
+    interval: Duration,
 }
 
 impl PreviewSlot {
@@ -104,16 +108,27 @@ impl PreviewSlot {
         state.latest.clone()
     }
 
-    fn is_watched(&self) -> bool {
+    /// Whether a preview is wanted and the one before is old enough.
+    pub(super) fn is_due(&self) -> bool {
         let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        state
-            .looked
-            .is_some_and(|at| at.elapsed() < PREVIEW_INTEREST)
+        let rested = state.made.is_none_or(|at| at.elapsed() >= state.interval);
+        rested
+            && state
+                .looked
+                .is_some_and(|at| at.elapsed() < PREVIEW_INTEREST)
     }
 
-    fn put(&self, image: image::RgbImage) {
+    pub(super) fn limit(&self, interval: Duration) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .interval = interval;
+    }
+
+    pub(super) fn put(&self, image: image::RgbImage) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         state.next += 1;
+        state.made = Some(Instant::now());
         state.latest = Some(Preview {
             id: state.next,
             image: Arc::new(image),
@@ -300,6 +315,9 @@ impl<B: Backend> Worker<B> {
         {
             return Ok(loaded.info.clone());
         }
+        if let Some(info) = self.switch_vae(selection)? {
+            return Ok(info);
+        }
         let started = Instant::now();
         self.status
             .send_modify(|status| status.loading = Some(selection.title.clone()));
@@ -325,6 +343,34 @@ impl<B: Backend> Worker<B> {
             "loaded"
         );
         Ok(info)
+    }
+
+    /// Changes only the VAE of the loaded checkpoint, if that is all `selection` asks for. On failure the previous one stays.
+    fn switch_vae(&mut self, selection: &Selection) -> Result<Option<LoadedModel>, Error> {
+        let backend = &mut self.backend;
+        let Some(loaded) = &mut self.loaded else {
+            return Ok(None);
+        };
+        if !loaded.selection.is_same_checkpoint(selection) {
+            return Ok(None);
+        }
+        let switched = catch_unwind(AssertUnwindSafe(|| {
+            backend.set_vae(&mut loaded.model, selection)
+        }));
+        match switched {
+            Ok(result) => result?,
+            Err(panic) => {
+                self.unload();
+                return Err(Error::Panicked(panic_text(panic.as_ref())));
+            }
+        }
+        let info = selection.describe(backend.native_size(&loaded.model));
+        loaded.selection = selection.clone();
+        loaded.info = info.clone();
+        self.status
+            .send_modify(|status| status.loaded = Some(info.clone()));
+        tracing::info!(vae = info.vae_name, checkpoint = info.title, "VAE loaded");
+        Ok(Some(info))
     }
 
     fn unload(&mut self) {
@@ -382,9 +428,13 @@ impl Observer for JobObserver<'_> {
 
     fn wants_preview(&self) -> bool {
         let step = self.status.borrow().progress.step;
-        self.preview_every > 0
+        !matches!(self.preview_every, 0 | PREVIEW_BATCHES)
             && step.is_multiple_of(self.preview_every)
-            && self.previews.is_watched()
+            && self.previews.is_due()
+    }
+
+    fn wants_finished(&self) -> bool {
+        self.preview_every == PREVIEW_BATCHES && self.previews.is_due()
     }
 
     fn preview(&self, image: image::RgbImage) {

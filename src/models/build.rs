@@ -104,8 +104,19 @@ impl<'a> Build<'a> {
         [outputs, inputs]: [usize; 2],
         sampling: Sampling,
     ) -> Result<Conv2d, Error> {
+        self.convolution(name, [outputs, inputs, 3], sampling)
+    }
+
+    /// A convolution with a kernel of any size.
+    pub(super) fn convolution(
+        &self,
+        name: &str,
+        [outputs, inputs, kernel]: [usize; 3],
+        sampling: Sampling,
+    ) -> Result<Conv2d, Error> {
         let weight_key = format!("{name}.weight");
-        let weight = self.tensors.read(&weight_key, &[outputs, inputs, 3, 3])?;
+        let shape = [outputs, inputs, kernel, kernel];
+        let weight = self.tensors.read(&weight_key, &shape)?;
         let key = format!("{name}.bias");
         let bias = if self.has(&key) {
             Some(self.tensors.read(&key, &[outputs])?)
@@ -115,7 +126,7 @@ impl<'a> Build<'a> {
         Ok(Conv2d::new(
             self.place,
             &weight,
-            [outputs, inputs, 3],
+            [outputs, inputs, kernel],
             bias.as_deref(),
             sampling,
         )?

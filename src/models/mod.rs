@@ -3,6 +3,7 @@
 //! Every size comes from the shapes in the file; the head size alone cannot be seen there (64, or metadata
 //! `sdgen.head_dim`). Module and field names follow the checkpoint's keys.
 
+pub mod approx;
 mod build;
 pub mod clip;
 pub mod esrgan;
@@ -11,6 +12,7 @@ pub mod unet;
 mod unet_blocks;
 pub mod vae;
 
+pub use approx::VaeApprox;
 pub use clip::{TextTower, TowerOutput};
 pub use esrgan::Esrgan;
 pub use taesd::Taesd;

@@ -2,6 +2,8 @@
 //!
 //! Pictures are `[batch, height, width, 3]` in [-1, 1], latents `[batch, height / 8, width / 8, 4]` before the scale factor.
 
+pub mod strips;
+
 use candle_core::{D, Result, Tensor};
 
 use super::build::{Bias, Build};
@@ -60,6 +62,7 @@ struct ResnetBlock {
     norm2: GroupNorm,
     conv2: Conv2d,
     shortcut: Option<Linear>,
+    inputs: usize,
     channels: usize,
 }
 
@@ -245,13 +248,15 @@ impl ResnetBlock {
             norm2: b.group_norm("norm2", channels, EPS)?.silu(),
             conv2: b.conv("conv2", [channels, channels], Sampling::SAME)?,
             shortcut,
+            inputs,
             channels,
         })
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let h = self.conv1.forward(&self.norm1.forward(x)?)?;
-        let h = self.norm2.forward(&h)?;
+        let h = self
+            .norm2
+            .forward(&self.conv1.forward(&self.norm1.forward(x)?)?)?;
         match &self.shortcut {
             Some(shortcut) => self.conv2.forward_add(&h, &shortcut.forward(x)?),
             None => self.conv2.forward_add(&h, x),

@@ -386,9 +386,9 @@ impl Conv2d {
 pub struct GroupNorm {
     pub(super) weight: Tensor,
     pub(super) bias: Tensor,
-    groups: usize,
-    eps: f32,
-    silu: bool,
+    pub(super) groups: usize,
+    pub(super) eps: f32,
+    pub(super) silu: bool,
     pub(super) origins: Vec<Origin>,
 }
 

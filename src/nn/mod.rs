@@ -7,6 +7,7 @@ pub mod attention;
 pub mod block_cache;
 pub mod cpu;
 mod dense;
+mod group_statistics;
 mod kernels;
 pub mod layers;
 mod product;
@@ -16,6 +17,7 @@ mod sinusoidal;
 
 pub use attention::{Mask, cross_attention, self_attention};
 pub use cpu::math::Activation;
+pub use group_statistics::{GroupStatistics, MeasuredNorm};
 pub use layers::{
     Conv2d, GroupNorm, LayerNorm, Linear, Placement, Sampling, Then, concat_channels,
 };

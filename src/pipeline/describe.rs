@@ -2,6 +2,7 @@
 
 use super::request::{CheckpointIdentity, GenerateRequest, VaeIdentity};
 use super::texts::Texts;
+use super::{Codec, Hires};
 use crate::imaging::infotext::{Params, build};
 use crate::prompt::Emphasis;
 use crate::rng::NoiseSource;
@@ -42,6 +43,11 @@ impl Description<'_> {
                 extra.insert(key, value.clone());
             }
         }
+        let encodes = self.request.init_image.is_some()
+            || self.request.hires.as_ref().is_some_and(Hires::encodes);
+        if encodes && self.request.vae.encoder != Codec::Full {
+            extra.insert("VAE Encoder", "TAESD");
+        }
         if plan.schedule_type != Scheduler::Automatic.label() && !plan.sigmas().is_empty() {
             extra.insert("Schedule type", plan.schedule_type);
         }
@@ -75,6 +81,9 @@ impl Description<'_> {
         let hires = self.request.hires.as_ref().filter(|h| h.strength > 0.0);
         let extra_noise = hires.map(|_| self.request.settings.hires_extra_noise);
         extra.insert_some("Extra noise", extra_noise.filter(|noise| *noise > 0.0));
+        if self.request.vae.decoder != Codec::Full {
+            extra.insert("VAE Decoder", "TAESD");
+        }
         extra
     }
 

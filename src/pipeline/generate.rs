@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use candle_core::Tensor;
 use image::RgbImage;
 
-use super::decode;
 use super::describe::Description;
 use super::image_to_image::ImageStart;
 use super::network::{GuidedUnet, Part};
 use super::networks::Remarks;
 use super::passes::Pass;
+use super::preview::{self, PreviewOptions};
 use super::refiner::Model;
 use super::seeds::{image_rng, latent_size, seeds, singles, subseeds};
 use super::texts::Texts;
@@ -21,7 +21,6 @@ use super::{
     Control, Error, GenerateRequest, Generated, GeneratedImage, LATENT_PIXEL, Observer, Pipeline,
     Progress, Timings,
 };
-use crate::imaging::{GridShape, grid};
 use crate::rng::ImageRng;
 use crate::sampling::{
     CfgDenoiser, Guidance, InfotextParams, Latents, Mask, NoiseStreams, Plan, sample,
@@ -83,7 +82,9 @@ impl Pipeline {
         let passes = timed(&mut timings.text, || {
             self.passes(request, &texts, networks, &mut remarks)
         })?;
+        let memory = self.autoencoder.memory();
         for model in self.others.iter().map(|(_, model)| model).chain([&*self]) {
+            model.autoencoder.begin(&request.vae, memory);
             model
                 .place
                 .circular
@@ -95,7 +96,7 @@ impl Pipeline {
         let total = request.batch_size * request.batch_count;
         let (seeds, subseeds) = (seeds(request, total), subseeds(request, total));
 
-        let (checkpoint, vae) = (self.identity.clone(), self.vae_identity.clone());
+        let (checkpoint, vae) = (self.identity.clone(), self.autoencoder.identity());
         let description = Description {
             request,
             texts: &texts,
@@ -149,8 +150,18 @@ impl Pipeline {
             // 6. Decode picture by picture, finish it, and say how it was made. The UNet's idle memory is of no use to the VAE.
             crate::trim_memory();
             let clock = Instant::now();
+            let first_of_batch = done.images.len();
             for (index, (i, latents)) in range.zip(singles(outcome.latents)).enumerate() {
-                let mut image = self.model(outcome.model).decode_image(&latents)?;
+                // What an interrupt left of the sampling is decoded to the end.
+                let watched: &dyn Observer = if done.interrupted { &() } else { observer };
+                let Some(mut image) = self
+                    .model(outcome.model)
+                    .autoencoder
+                    .decode(&latents, watched)?
+                else {
+                    done.interrupted = true;
+                    break;
+                };
                 if let Some(start) = &from_image {
                     image = start.finish(index, &latents, image)?;
                 }
@@ -164,6 +175,15 @@ impl Pipeline {
                 });
             }
             done.timings.decode += clock.elapsed();
+            if observer.wants_finished() {
+                let finished: Vec<RgbImage> = done.images[first_of_batch..]
+                    .iter()
+                    .map(|made| made.image.clone())
+                    .collect();
+                if let Some(sheet) = preview::sheet(&finished) {
+                    observer.preview(sheet);
+                }
+            }
             if batch + 1 < request.batch_count {
                 done.interrupted |= observer.control() == Control::Interrupt;
             }
@@ -202,7 +222,7 @@ impl Pipeline {
         };
         self.merge_for(&passes[0])?;
         let start = self.first_start(request, &passes[0].plan, noise, from_image.as_ref())?;
-        let first = self.denoise(&passes[0], start, observer, report)?;
+        let first = self.denoise(&passes[0], start, &request.preview, observer, report)?;
         let (Some(hires), Some(latents), None) = (&request.hires, &first.latents, first.stopped)
         else {
             return Ok((first, from_image));
@@ -219,7 +239,9 @@ impl Pipeline {
                     .model(pass.model)
                     .second_start(request, &pass.plan, noise, &larger)?;
                 let before = passes[0].plan.steps;
-                let second = self.denoise(pass, start, observer, &|step| report(before + step))?;
+                let second = self.denoise(pass, start, &request.preview, observer, &|step| {
+                    report(before + step);
+                })?;
                 second.after(first.infotext)
             }
             // A strength of 0 only enlarges.
@@ -286,6 +308,7 @@ impl Pipeline {
         &self,
         pass: &Pass,
         start: Start,
+        shown: &PreviewOptions,
         observer: &dyn Observer,
         report: &dyn Fn(usize),
     ) -> Result<Outcome, Error> {
@@ -297,15 +320,11 @@ impl Pipeline {
             scale: pass.cfg_scale,
             parameterization: self.model(pass.model).parameterization,
             mask: start.mask,
-            ..Guidance::default()
+            preview: shown.content,
         };
         let mut denoiser = CfgDenoiser::new(&mut network, guidance, plan, |_, denoised| {
             if observer.wants_preview()
-                && let Ok(sheet) = grid(
-                    &decode::approximate(denoised),
-                    GridShape::Square,
-                    image::Rgb([255; 3]),
-                )
+                && let Some(sheet) = self.model(pass.model).preview(denoised, shown)
             {
                 observer.preview(sheet);
             }
@@ -364,9 +383,10 @@ impl Pipeline {
         }
     }
 
-    /// Decodes one picture's latents.
+    /// Decodes one picture's latents, interrupted or not.
     pub(super) fn decode_image(&self, latents: &Latents) -> Result<RgbImage, Error> {
-        decode::decode(&self.vae, &self.vae_place, latents)
+        let image = self.autoencoder.decode(latents, &())?;
+        image.ok_or(Error::Interrupted)
     }
 }
 

@@ -181,6 +181,13 @@ impl Hires {
     }
 }
 
+impl Hires {
+    /// Whether pictures are decoded, enlarged and encoded again.
+    pub(super) fn encodes(&self) -> bool {
+        matches!(self.upscaler, HiresUpscaler::Picture(_))
+    }
+}
+
 impl Pipeline {
     /// The first pass's latents at the target's size, encoded by this model where `decoder` has decoded them.
     pub(super) fn enlarge(

@@ -369,7 +369,7 @@ impl Pipeline {
             covered(x, y)
         };
         let mask: Vec<f32> = (0..h * w).map(nearest).collect();
-        let device = &self.vae_place.device;
+        let device = &self.place.device;
         let mask = Tensor::from_vec(mask, (1, h, w, 1), device)?;
         let masked = Tensor::from_vec(
             super::network::channels_last(&masked),

@@ -3,6 +3,7 @@
 //! Nothing here reads the environment, the clock (except to time its own stages), the disk after loading, or a global.
 //! Follows A1111's `processing.py` as written down in the pipeline specification.
 
+mod autoencoder;
 pub mod bench;
 pub mod conditioning;
 mod decode;
@@ -15,6 +16,7 @@ mod network;
 pub mod networks;
 mod padding;
 mod passes;
+pub mod preview;
 pub mod refiner;
 pub mod request;
 pub mod resample;
@@ -26,9 +28,11 @@ mod texts;
 pub mod upscale;
 mod vocabulary;
 
+pub use autoencoder::{AutoPrecision, Codec, VaeOptions};
 pub use hires::{Hires, HiresSize, HiresUpscaler};
 pub use image_to_image::{ImageResize, InitImage, InpaintMask, MaskedContent};
 pub use padding::PadConds;
+pub use preview::{PreviewMethod, PreviewOptions};
 pub use refiner::{OtherCheckpoint, Refiner, RefinerPasses, SwitchBy};
 pub use request::{
     CheckpointIdentity, Control, GenerateRequest, Generated, GeneratedImage, InfotextOptions,
@@ -46,15 +50,15 @@ use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
 
-use crate::models::{Unet, Vae, vae};
+use crate::models::Unet;
 use crate::nn::Placement;
 use crate::prompt::Tokenizer;
 use crate::sampling::{Latents, Parameterization, TableOptions};
-use crate::weights::detect::{self, Kind, Role, prefix};
+use crate::weights::detect::{self, Kind, Role};
 use crate::weights::{self, SafetensorsFile, Source, demo};
+use autoencoder::Autoencoder;
 use conditioning::{EncodedText, TextEncoder};
 use merged::MergedNetworks;
-use network::channels_first;
 
 /// Pixels of a side of one latent pixel.
 pub const LATENT_PIXEL: usize = 8;
@@ -72,6 +76,16 @@ pub enum Error {
     NotANumber {
         /// `Unet`, `VAE` or `text encoder`.
         stage: &'static str,
+    },
+    /// The VAE produced NaN, and no wider type was allowed or left.
+    #[error(
+        "a tensor with NaNs was produced in VAE; there is not enough precision in `{dtype}` to represent the picture: {remedy}"
+    )]
+    VaeNotANumber {
+        /// The VAE's type.
+        dtype: &'static str,
+        /// What to do.
+        remedy: &'static str,
     },
     /// A checkpoint could not be read.
     #[error(transparent)]
@@ -117,13 +131,10 @@ pub struct Pipeline {
     file: Option<SafetensorsFile>,
     networks: MergedNetworks,
     identity: CheckpointIdentity,
-    vae_identity: Option<VaeIdentity>,
     text: TextEncoder,
     unet: Unet,
-    vae: Vae,
+    autoencoder: Autoencoder,
     place: Placement,
-    /// The VAE's own: it never computes in plain f16.
-    vae_place: Placement,
     /// What the checkpoint says about its training schedule.
     own_table: TableOptions,
     /// The encoded empty prompt, once it was needed.
@@ -164,16 +175,7 @@ impl Pipeline {
             dtype: options.dtype,
             circular: Arc::default(),
         };
-        let wide = if options.dtype == DType::F16 {
-            DType::F32
-        } else {
-            options.dtype
-        };
-        let vae_place = Placement {
-            dtype: wide,
-            ..place.clone()
-        };
-        let vae = load_vae(&file, options.vae.as_ref(), &vae_place)?;
+        let autoencoder = Autoencoder::load(source, &file, options.vae.clone(), &place)?;
         let text = TextEncoder::load(&file, kind, Arc::new(Tokenizer::new()), &place)?;
         let unet = Unet::new(&file, &place)?;
         let training = detect::parameterization(&file);
@@ -187,12 +189,10 @@ impl Pipeline {
             file: matches!(source, CheckpointSource::File(_)).then_some(file),
             networks: MergedNetworks::default(),
             identity,
-            vae_identity: options.vae.clone(),
             text,
             unet,
-            vae,
+            autoencoder,
             place,
-            vae_place,
             own_table: TableOptions {
                 zero_terminal_snr: training.zero_terminal_snr,
                 ..TableOptions::default()
@@ -234,13 +234,15 @@ impl Pipeline {
         if self.unet.in_channels() == channels {
             return Ok(None);
         }
-        let device = &self.vae_place.device;
-        let grey = Tensor::zeros(
-            (1, height * LATENT_PIXEL, width * LATENT_PIXEL, 3),
-            self.vae_place.dtype,
+        let (width_px, height_px) = (width * LATENT_PIXEL, height * LATENT_PIXEL);
+        let grey = vec![0.0; 3 * width_px * height_px];
+        let masked = self.autoencoder.encode(&grey, width_px, height_px)?;
+        let device = &self.place.device;
+        let masked = Tensor::from_vec(
+            network::channels_last(&masked),
+            (1, height, width, masked.shape[1]),
             device,
         )?;
-        let masked = (self.vae.encode(&grey)?.0 * f64::from(vae::SCALE))?.to_dtype(DType::F32)?;
         let mask = Tensor::ones((1, height, width, 1), DType::F32, device)?;
         Ok(Some(crate::nn::concat_channels(&mask, &masked)?))
     }
@@ -255,45 +257,21 @@ impl Pipeline {
         width: usize,
         height: usize,
     ) -> Result<Latents, Error> {
-        if picture.len() != 3 * width * height || width.min(height) < LATENT_PIXEL {
-            return Err(Error::Invalid(format!(
-                "picture of {width}x{height} pixels: both sides must be at least {LATENT_PIXEL}"
-            )));
-        }
-        let picture = Latents::new(picture.to_vec(), [1, 3, height, width]);
-        let picture = Tensor::from_vec(
-            network::channels_last(&picture),
-            (1, height, width, 3),
-            &self.vae_place.device,
-        )?;
-        let mean = (self.vae.encode(&picture)?.0.to_dtype(DType::F32)? * f64::from(vae::SCALE))?;
-        let (_, h, w, c) = mean.dims4()?;
-        Ok(channels_first(
-            &mean.flatten_all()?.to_vec1::<f32>()?,
-            [1, c, h, w],
-        ))
+        self.autoencoder.encode(picture, width, height)
     }
-}
 
-/// The VAE file if one is given, else the checkpoint's own.
-fn load_vae(
-    checkpoint: &SafetensorsFile,
-    file: Option<&VaeIdentity>,
-    place: &Placement,
-) -> Result<Vae, weights::Error> {
-    const DECODER: &str = "decoder.conv_in.weight";
-    let inside =
-        |source: &SafetensorsFile| source.shape(&format!("{}{DECODER}", prefix::VAE)).is_some();
-    if let Some(vae) = file {
-        let file = SafetensorsFile::open(&vae.path)?;
-        return Vae::new(&file, if inside(&file) { prefix::VAE } else { "" }, place);
+    /// Puts another VAE in place of the present one, `None` = the checkpoint's own; the rest of the model stays.
+    ///
+    /// # Errors
+    /// The file cannot be read, or the checkpoint has no VAE; the one before stays.
+    pub fn set_vae(&self, vae: Option<VaeIdentity>) -> Result<(), Error> {
+        self.autoencoder.replace(vae, self.place.dtype)
     }
-    if !inside(checkpoint) {
-        return Err(weights::Error::NoVae {
-            path: checkpoint.path().into(),
-        });
+
+    /// Bytes of activations that a block of the VAE may hold; beyond it the VAE runs in strips.
+    pub fn set_vae_memory(&self, bytes: usize) {
+        self.autoencoder.set_memory(bytes);
     }
-    Vae::new(checkpoint, prefix::VAE, place)
 }
 
 /// `1024x768` to width and height.

@@ -9,6 +9,7 @@ use super::image_to_image::InitImage;
 use super::networks::KnownLora;
 use super::refiner::Refiner;
 use super::settings::Settings;
+use super::{PreviewOptions, VaeOptions};
 use crate::imaging::infotext::Params;
 use crate::prompt::Emphasis;
 use crate::rng::NoiseSource;
@@ -73,6 +74,10 @@ pub struct GenerateRequest {
     pub embeddings: Vec<Arc<Embedding>>,
     /// Settings that change how the job is carried out.
     pub settings: Settings,
+    /// How pictures are encoded and decoded.
+    pub vae: VaeOptions,
+    /// What the observer is shown.
+    pub preview: PreviewOptions,
     /// What the infotext says beyond what this request implies.
     pub infotext: InfotextOptions,
 }
@@ -107,6 +112,8 @@ impl Default for GenerateRequest {
             loras: None,
             embeddings: Vec::new(),
             settings: Settings::default(),
+            vae: VaeOptions::default(),
+            preview: PreviewOptions::default(),
             infotext: InfotextOptions::default(),
         }
     }
@@ -218,6 +225,10 @@ pub trait Observer {
     fn progress(&self, _progress: Progress) {}
     /// Whether a preview of the current step would be looked at.
     fn wants_preview(&self) -> bool {
+        false
+    }
+    /// Whether the finished pictures of each batch would be looked at as a preview.
+    fn wants_finished(&self) -> bool {
         false
     }
     /// A small picture of the current state.

@@ -11,6 +11,7 @@ pub mod file;
 pub mod lora;
 pub mod pickle;
 pub mod synthetic;
+pub mod vae_keys;
 
 use std::path::{Path, PathBuf};
 

@@ -92,10 +92,69 @@ pub(crate) fn group_norm(
     });
 }
 
+/// Per-channel sums of `x - origin` and of its square over all pixels of `x`: sums, then squares.
+pub(crate) fn channel_sums(isa: Isa, x: &[f32], origin: &[f32]) -> Vec<f64> {
+    let c = origin.len();
+    assert!(c > 0 && x.len().is_multiple_of(c), "channel sums: size");
+    let part = PIXELS_PER_TASK * c;
+    let tasks = x.len().div_ceil(part);
+    let mut sums = vec![0f64; tasks * 2 * c];
+    let shared = Shared::new(&mut sums);
+    for_each_task(tasks, x.len(), |t| {
+        // SAFETY: one part per task.
+        let out = unsafe { shared.part(t * 2 * c, 2 * c) };
+        let x = &x[t * part..((t + 1) * part).min(x.len())];
+        isa.run(Sums { x, origin, out });
+    });
+    let mut total = vec![0f64; 2 * c];
+    for part in sums.chunks_exact(2 * c) {
+        total.iter_mut().zip(part).for_each(|(t, p)| *t += p);
+    }
+    total
+}
+
+/// `out = (x - mean) * scale + bias` per channel (`affine` = means, then scales), then `SiLU` if asked.
+pub(crate) fn apply(
+    isa: Isa,
+    x: &[f32],
+    affine: &[f32],
+    bias: &[f32],
+    silu: bool,
+    out: &mut [f32],
+) {
+    let c = bias.len();
+    assert!(
+        affine.len() == 2 * c && x.len() == out.len() && x.len().is_multiple_of(c.max(1)),
+        "group norm: sizes"
+    );
+    let (mean, scale) = affine.split_at(c);
+    let part = PIXELS_PER_TASK * c;
+    let shared = Shared::new(out);
+    for_each_task(x.len().div_ceil(part.max(1)), x.len(), |t| {
+        let x = &x[t * part..((t + 1) * part).min(x.len())];
+        // SAFETY: one part per task.
+        let out = unsafe { shared.part(t * part, x.len()) };
+        isa.run(Apply {
+            x,
+            mean,
+            scale,
+            bias,
+            silu,
+            out,
+        });
+    });
+}
+
 /// Folds the sums of one image into `y = (x - mean) * scale + bias` per channel (`affine` = means, then scales).
 ///
 /// The mean stays apart: folded into the bias it would cancel badly where a group hardly varies.
-fn affine_of_image(sums: &[f64], origin: &[f32], weight: &[f32], g: Groups, affine: &mut [f32]) {
+pub(crate) fn affine_of_image(
+    sums: &[f64],
+    origin: &[f32],
+    weight: &[f32],
+    g: Groups,
+    affine: &mut [f32],
+) {
     let c = g.channels;
     let mut total = vec![0f64; 2 * c];
     for part in sums.chunks_exact(2 * c) {

@@ -1,0 +1,217 @@
+//! Small stand-ins of the VAE on disk, and TAESD fetched from the hub when it is first used.
+//!
+//! Files lie in `<models>/VAE-approx` (A1111's directory for them; `VAE-taesd` is searched as well). A download is checked against
+//! the size and SHA-256 that the hub announces and gets its name only when complete. For previews it is tried once a process.
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+
+use super::{Error, hashes};
+use crate::config::{Config, env};
+
+/// Where TAESD for SDXL is published.
+const REPO: &str = "madebyollin/taesdxl";
+/// A1111's approximation network, converted.
+const APPROX_NN: &str = "vaeapprox-sdxl.safetensors";
+/// Larger than any file of this kind.
+const LARGEST: u64 = 64 << 20;
+/// A connection that takes longer than this is none.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Which half of TAESD.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TaesdHalf {
+    /// Latents to pictures.
+    Decoder,
+    /// Pictures to latents.
+    Encoder,
+}
+
+impl TaesdHalf {
+    fn file(self) -> &'static str {
+        match self {
+            Self::Decoder => "taesdxl_decoder.safetensors",
+            Self::Encoder => "taesdxl_encoder.safetensors",
+        }
+    }
+}
+
+/// The directories of stand-ins.
+#[derive(Debug)]
+pub struct Approximations {
+    /// Searched in order; downloads go to the first.
+    dirs: [PathBuf; 2],
+    /// One download at a time.
+    downloading: Mutex<()>,
+    /// A preview's download has failed and is not tried again.
+    gave_up: AtomicBool,
+}
+
+impl Approximations {
+    pub(super) fn open(config: &Config) -> Self {
+        let models = config.models_dir();
+        Self {
+            dirs: [models.join("VAE-approx"), models.join("VAE-taesd")],
+            downloading: Mutex::new(()),
+            gave_up: AtomicBool::new(false),
+        }
+    }
+
+    /// The approximation network's file, if it is there.
+    #[must_use]
+    pub fn approx_nn(&self) -> Option<PathBuf> {
+        self.find(APPROX_NN)
+    }
+
+    /// TAESD's file, downloaded if it is not there. Blocks for seconds.
+    ///
+    /// # Errors
+    /// [`Error::NotDownloaded`] with what to do.
+    pub fn taesd(&self, half: TaesdHalf) -> Result<PathBuf, Error> {
+        let file = half.file();
+        let _alone = self
+            .downloading
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(path) = self.find(file) {
+            return Ok(path);
+        }
+        let target = self.dirs[0].join(file);
+        tracing::info!(file, repo = REPO, "downloading");
+        download(file, &target).map_err(|reason| Error::NotDownloaded {
+            file,
+            dir: self.dirs[0].clone(),
+            repo: REPO,
+            reason,
+        })?;
+        Ok(target)
+    }
+
+    /// TAESD's decoder for previews, which can do without: after a failed download it is not tried again.
+    #[must_use]
+    pub fn taesd_for_previews(&self) -> Option<PathBuf> {
+        if let Some(path) = self.find(TaesdHalf::Decoder.file()) {
+            return Some(path);
+        }
+        if self.gave_up.load(Ordering::Relaxed) {
+            return None;
+        }
+        match self.taesd(TaesdHalf::Decoder) {
+            Ok(path) => Some(path),
+            Err(error) => {
+                self.gave_up.store(true, Ordering::Relaxed);
+                tracing::warn!(%error, "previews are approximated without TAESD");
+                None
+            }
+        }
+    }
+
+    fn find(&self, file: &str) -> Option<PathBuf> {
+        let mut paths = self.dirs.iter().map(|dir| dir.join(file));
+        paths.find(|path| path.is_file())
+    }
+}
+
+/// Fetches a file of the hub to `target`; the error is the reason in words.
+fn download(file: &str, target: &Path) -> Result<(), String> {
+    let words = |error: &dyn std::error::Error| {
+        let mut text = error.to_string();
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            text = format!("{text}: {error}");
+            cause = error.source();
+        }
+        text
+    };
+    let token = std::env::var(env::HF_TOKEN)
+        .ok()
+        .filter(|token| !token.is_empty());
+    let mut builder = hf_hub::api::sync::ApiBuilder::from_env().with_progress(false);
+    if token.is_some() {
+        builder = builder.with_token(token.clone());
+    }
+    let api = builder.build().map_err(|error| words(&error))?;
+    let url = api.model(REPO.to_string()).url(file);
+    let announced = api.metadata(&url).map_err(|error| words(&error))?;
+    if announced.size() as u64 > LARGEST {
+        return Err(format!("the hub announces {} bytes", announced.size()));
+    }
+    let agent: ureq::Agent = ureq::Agent::config_builder()
+        .timeout_global(Some(PATIENCE))
+        .build()
+        .into();
+    let mut request = agent.get(&url);
+    if let Some(token) = &token {
+        request = request.header("authorization", format!("Bearer {token}"));
+    }
+    let mut response = request.call().map_err(|error| words(&error))?;
+    let mut bytes = Vec::new();
+    let reader = response.body_mut().as_reader();
+    let read = reader.take(LARGEST).read_to_end(&mut bytes);
+    read.map_err(|error| words(&error))?;
+    check(&bytes, announced.size(), announced.etag())?;
+    write(&bytes, target).map_err(|error| words(&error))
+}
+
+/// Large files of the hub carry their SHA-256 as `ETag`, small ones git's SHA-1.
+fn check(bytes: &[u8], size: usize, etag: &str) -> Result<(), String> {
+    if bytes.len() != size {
+        return Err(format!("{} of {size} bytes arrived", bytes.len()));
+    }
+    let is_sha256 = etag.len() == 64 && etag.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let hash = hashes::hex(&Sha256::digest(bytes));
+    if is_sha256 && hash != etag {
+        return Err(format!("SHA-256 `{hash}` arrived, not `{etag}`"));
+    }
+    Ok(())
+}
+
+fn write(bytes: &[u8], target: &Path) -> std::io::Result<()> {
+    if let Some(dir) = target.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    let partial = target.with_extension("part");
+    fs::write(&partial, bytes)?;
+    fs::rename(&partial, target)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_arrives_is_checked() {
+        let hash = hashes::hex(&Sha256::digest(b"tiny"));
+        assert_eq!(check(b"tiny", 4, &hash), Ok(()));
+        assert_eq!(check(b"tiny", 4, "a-git-hash"), Ok(()));
+        let short = check(b"tin", 4, &hash).unwrap_err();
+        assert_eq!(short, "3 of 4 bytes arrived");
+        let wrong = check(b"tyni", 4, &hash).unwrap_err();
+        assert!(wrong.starts_with("SHA-256 `"), "{wrong}");
+    }
+
+    #[test]
+    fn files_are_found_where_they_belong() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config {
+            data_dir: dir.path().to_path_buf(),
+            ..Config::default()
+        };
+        let small = Approximations::open(&config);
+        assert_eq!(small.approx_nn(), None);
+        let old = dir
+            .path()
+            .join("models/VAE-taesd/taesdxl_encoder.safetensors");
+        write(b"x", &old).unwrap();
+        assert_eq!(small.taesd(TaesdHalf::Encoder).unwrap(), old);
+        let network = dir.path().join("models/VAE-approx").join(APPROX_NN);
+        write(b"x", &network).unwrap();
+        assert_eq!(small.approx_nn(), Some(network));
+    }
+}
