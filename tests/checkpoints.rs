@@ -301,7 +301,7 @@ fn other_models_are_named_with_what_to_do() {
                 unet,
                 ("conditioner.embedders.0.model.ln_final.weight", &[1280]),
             ],
-            "`FILE` is an SDXL refiner, not an SDXL checkpoint; a refiner works only beside an SDXL base checkpoint",
+            "`FILE` is an SDXL refiner, not an SDXL checkpoint; a refiner takes over from an SDXL checkpoint: name it as `refiner_checkpoint` or `--refiner`",
         ),
         (
             &[("lora_unet_input_blocks_4_1_proj_in.lora_up.weight", &[4, 4])],

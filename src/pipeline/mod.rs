@@ -20,6 +20,7 @@ pub mod preview;
 pub mod refiner;
 pub mod request;
 pub mod resample;
+mod sampling_run;
 mod seeds;
 pub mod settings;
 pub mod sizes;

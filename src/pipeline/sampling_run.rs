@@ -1,0 +1,253 @@
+//! One batch through the sampler: the first pass from noise or pictures, the second from the enlarged result.
+
+use candle_core::Tensor;
+use image::RgbImage;
+
+use super::image_to_image::ImageStart;
+use super::network::{GuidedUnet, Part};
+use super::passes::Pass;
+use super::preview::PreviewOptions;
+use super::refiner::Model;
+use super::seeds::{image_rng, latent_size, seeds};
+use super::{Control, Error, GenerateRequest, Observer, Pipeline};
+use crate::rng::ImageRng;
+use crate::sampling::{
+    CfgDenoiser, Guidance, InfotextParams, Latents, Mask, NoiseStreams, Plan, sample,
+};
+
+/// Where a pass begins.
+struct Start {
+    latents: Latents,
+    streams: NoiseStreams,
+    mask: Option<Mask>,
+    extra: Option<Tensor>,
+}
+
+/// A finished pass, or what an interrupt left of it.
+pub(super) struct Outcome {
+    pub(super) latents: Option<Latents>,
+    pub(super) stopped: Option<Control>,
+    pub(super) infotext: InfotextParams,
+    /// The model at work at its end.
+    pub(super) model: Model,
+}
+
+impl Outcome {
+    /// A batch that was skipped before it had any latents.
+    pub(super) fn nothing(model: Model) -> Self {
+        Self {
+            latents: None,
+            stopped: Some(Control::Skip),
+            infotext: InfotextParams::new(),
+            model,
+        }
+    }
+
+    /// With what an earlier pass has to say as well.
+    fn after(mut self, mut said: InfotextParams) -> Self {
+        self.infotext
+            .retain(|(key, _)| said.iter().all(|(known, _)| known != key));
+        said.append(&mut self.infotext);
+        Self {
+            infotext: said,
+            ..self
+        }
+    }
+}
+
+impl Pipeline {
+    /// All passes of one batch, and what its pictures are finished with.
+    pub(super) fn denoise_batch(
+        &mut self,
+        request: &GenerateRequest,
+        passes: &[Pass],
+        seeds: (&[u64], &[u64]),
+        observer: &dyn Observer,
+        report: &dyn Fn(usize),
+    ) -> Result<(Outcome, Option<ImageStart>), Error> {
+        let size = (request.width, request.height);
+        let noise = image_rng(request, seeds, size);
+        let from_image = match &request.init_image {
+            Some(init) => {
+                // A1111 draws it once for all batches, without variation.
+                let plain = GenerateRequest {
+                    subseed_strength: 0.0,
+                    seed_resize_from: None,
+                    ..request.clone()
+                };
+                let first = self::seeds(request, request.batch_size);
+                let under_mask = image_rng(&plain, (&first, &[]), size);
+                let shape = (size.0, size.1, seeds.0.len());
+                Some(self.start_from_image(init, shape, under_mask, observer)?)
+            }
+            None => None,
+        };
+        self.merge_for(&passes[0])?;
+        let start = self.first_start(request, &passes[0].plan, noise, from_image.as_ref())?;
+        let first = self.denoise(&passes[0], start, &request.preview, observer, report)?;
+        let (Some(hires), Some(latents), None) = (&request.hires, &first.latents, first.stopped)
+        else {
+            return Ok((first, from_image));
+        };
+        let encoder = self.model(passes.get(1).map_or(first.model, |pass| pass.model));
+        let decoder = self.model(first.model);
+        let target = hires.size.target(size.0, size.1);
+        let larger = encoder.enlarge(decoder, latents, &hires.upscaler, target, observer)?;
+        let second = match passes.get(1) {
+            Some(pass) => {
+                let noise = image_rng(request, seeds, latent_size(&larger));
+                self.merge_for(pass)?;
+                let start = self
+                    .model(pass.model)
+                    .second_start(request, &pass.plan, noise, &larger)?;
+                let before = passes[0].plan.steps;
+                let second = self.denoise(pass, start, &request.preview, observer, &|step| {
+                    report(before + step);
+                })?;
+                second.after(first.infotext)
+            }
+            // A strength of 0 only enlarges.
+            None => Outcome {
+                latents: Some(larger),
+                ..first
+            },
+        };
+        Ok((second, from_image))
+    }
+
+    /// Where the first pass begins: noise, or noised pictures.
+    fn first_start(
+        &self,
+        request: &GenerateRequest,
+        plan: &Plan,
+        mut noise: ImageRng,
+        from_image: Option<&ImageStart>,
+    ) -> Result<Start, Error> {
+        let first = noise.first();
+        let (latents, mask, extra) = match (from_image, &request.init_image) {
+            (Some(image), Some(init)) => {
+                let first = &first * init.noise_multiplier;
+                let x = plan.noised_image(&image.latents, &first, init.extra_noise);
+                (x, image.mask.clone(), image.extra.clone())
+            }
+            _ => (plan.initial_latents(&first), None, None),
+        };
+        let extra = match extra {
+            Some(extra) => Some(extra),
+            None => self.unpainted(latents.shape)?,
+        };
+        let streams = NoiseStreams::new(noise, plan);
+        Ok(Start {
+            latents,
+            streams,
+            mask,
+            extra,
+        })
+    }
+
+    /// Where the hires pass begins: the enlarged latents under fresh noise of the same seeds.
+    fn second_start(
+        &self,
+        request: &GenerateRequest,
+        plan: &Plan,
+        mut noise: ImageRng,
+        larger: &Latents,
+    ) -> Result<Start, Error> {
+        let extra_noise = request.settings.hires_extra_noise;
+        let latents = plan.noised_image(larger, &noise.first(), extra_noise);
+        let extra = self.unpainted(latents.shape)?;
+        let streams = NoiseStreams::new(noise, plan);
+        Ok(Start {
+            latents,
+            streams,
+            mask: None,
+            extra,
+        })
+    }
+
+    /// Runs the sampler over one batch.
+    fn denoise(
+        &self,
+        pass: &Pass,
+        start: Start,
+        shown: &PreviewOptions,
+        observer: &dyn Observer,
+        report: &dyn Fn(usize),
+    ) -> Result<Outcome, Error> {
+        let plan = &pass.plan;
+        let mut streams = start.streams;
+        let mut network = self.network(pass, observer, start.extra);
+        let keep = start.mask.clone();
+        let guidance = Guidance {
+            scale: pass.cfg_scale,
+            parameterization: self.model(pass.model).parameterization,
+            mask: start.mask,
+            preview: shown.content,
+        };
+        let mut denoiser = CfgDenoiser::new(&mut network, guidance, plan, |_, denoised| {
+            if observer.wants_preview()
+                && let Some(sheet) = self.model(pass.model).preview(denoised, shown)
+            {
+                observer.preview(sheet);
+            }
+        });
+        let result = sample(
+            plan,
+            &mut denoiser,
+            start.latents,
+            &mut streams,
+            &mut |finished, _| report(finished),
+        );
+        let (mut infotext, last) = (denoiser.infotext(), denoiser.last_denoised().cloned());
+        drop(denoiser);
+        infotext.extend(network.infotext());
+        let latents = match result {
+            Ok(latents) => {
+                report(plan.steps);
+                Some(latents)
+            }
+            // What an interrupted run leaves is the last clean picture it saw.
+            Err(Error::Interrupted) if network.stopped.is_some() => last,
+            Err(error) => return Err(error),
+        };
+        let latents = match (latents, keep) {
+            (Some(latents), Some(mask)) => Some(mask.restore(latents)),
+            (latents, _) => latents,
+        };
+        let mut outcome = Outcome {
+            latents,
+            stopped: network.stopped,
+            infotext,
+            model: pass.model,
+        };
+        if let Some(refiner) = pass.refiner.as_ref().filter(|_| network.has_switched()) {
+            outcome.model = refiner.model;
+            outcome.infotext.extend(refiner.infotext.clone());
+        }
+        Ok(outcome)
+    }
+
+    /// The models of a pass, with its prompts.
+    fn network<'a>(
+        &'a self,
+        pass: &'a Pass,
+        observer: &'a dyn Observer,
+        extra: Option<Tensor>,
+    ) -> GuidedUnet<'a> {
+        let part = Part::new(self.model(pass.model), &pass.prompts);
+        let network = GuidedUnet::new(part, pass.sizes, observer, extra).padded(pass.padding);
+        match &pass.refiner {
+            None => network,
+            Some(refiner) => {
+                let part = Part::new(self.model(refiner.model), &refiner.prompts);
+                network.then(&refiner.switch, part.scored(refiner.aesthetic_scores))
+            }
+        }
+    }
+
+    /// Decodes one picture's latents, interrupted or not.
+    pub(super) fn decode_image(&self, latents: &Latents) -> Result<RgbImage, Error> {
+        let image = self.autoencoder.decode(latents, &())?;
+        image.ok_or(Error::Interrupted)
+    }
+}
