@@ -10,6 +10,7 @@ use sdgen::api::{self, App};
 use sdgen::config::Config;
 use sdgen::engine::Engine;
 use sdgen::engine::backend::PipelineBackend;
+use sdgen::engine::history::History;
 use sdgen::engine::models::Catalog;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -37,7 +38,8 @@ async fn main() -> Result<(), Failure> {
     let listener = api::serve::bind("127.0.0.1", 0).await?;
     let url = format!("http://{}", listener.local_addr()?);
     let stop = CancellationToken::new();
-    let app = App::new(engine, options, config, stop.clone());
+    let history = History::open(&config.data_dir.join("jobs.sqlite"))?;
+    let app = App::new(engine, options, config, history, stop.clone());
     let server = tokio::spawn(api::serve::run(listener, app));
 
     // The client.

@@ -111,6 +111,10 @@ pub struct Server {
     pub body_limit_mib: u64,
     /// Jobs that may wait; beyond it requests wait for a place.
     pub queue_limit: usize,
+    /// Jobs of `/v1/jobs` that may wait; beyond it they are answered 429.
+    pub jobs_limit: usize,
+    /// Ended jobs of `/v1/jobs` that are remembered.
+    pub jobs_kept: u32,
     /// Seconds the running job gets to end after SIGTERM before it is interrupted.
     pub shutdown_grace_s: u64,
     /// Previews of a running job a second, at most; 0 makes none.
@@ -136,6 +140,8 @@ impl Default for Server {
             subpath: None,
             body_limit_mib: 256,
             queue_limit: 256,
+            jobs_limit: 1000,
+            jobs_kept: 10_000,
             shutdown_grace_s: 30,
             previews_per_s: 4,
             access_log: false,

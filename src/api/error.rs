@@ -62,6 +62,13 @@ pub enum ApiError {
     NotFound,
     /// The path exists, the method does not.
     MethodNotAllowed,
+    /// Too much was asked for; seconds after which it may be asked again.
+    TooMany {
+        /// What, and which limit.
+        message: String,
+        /// Seconds.
+        retry_after: u64,
+    },
     /// From the engine.
     Engine(engine::Error),
 }
@@ -90,6 +97,28 @@ impl ApiError {
             class,
             errors: detail.clone(),
             detail,
+        }
+    }
+}
+
+impl ApiError {
+    /// What happened, in one sentence.
+    #[must_use]
+    pub fn message(&self) -> String {
+        match self {
+            Self::Invalid(problems) => {
+                let each = problems.iter().map(|problem| {
+                    let place = problem.loc.last().and_then(Value::as_str);
+                    format!("`{}` {}", place.unwrap_or("body"), problem.msg)
+                });
+                each.collect::<Vec<_>>().join("; ")
+            }
+            Self::Http(_, message) | Self::TooMany { message, .. } => message.clone(),
+            Self::Failure { detail, .. } => detail.clone(),
+            Self::Unauthorized(message) => (*message).to_string(),
+            Self::NotFound => "not found".into(),
+            Self::MethodNotAllowed => "method not allowed".into(),
+            Self::Engine(error) => with_causes(error),
         }
     }
 }
@@ -141,6 +170,17 @@ impl IntoResponse for ApiError {
                 Json(json!({ "detail": "Method Not Allowed" })),
             )
                 .into_response(),
+            Self::TooMany {
+                message,
+                retry_after,
+            } => {
+                let status = StatusCode::TOO_MANY_REQUESTS;
+                let mut answer = shape(status, "HTTPException", &message, &message);
+                answer
+                    .headers_mut()
+                    .insert(header::RETRY_AFTER, HeaderValue::from(retry_after));
+                answer
+            }
             Self::Engine(error) => engine_answer(&error),
         }
     }

@@ -7,6 +7,7 @@ pub mod auth;
 pub mod body;
 pub mod catalog;
 pub mod checkpoints;
+pub mod client;
 pub mod codecs;
 pub mod error;
 pub mod extras;
@@ -15,6 +16,9 @@ pub mod generate;
 pub mod hires;
 pub mod infotext;
 pub mod init_images;
+pub mod job_events;
+pub mod job_runner;
+pub mod jobs;
 mod known_names;
 pub mod large_copy;
 pub mod masks;
@@ -22,6 +26,7 @@ pub mod middleware;
 pub mod networks;
 pub mod options;
 pub mod options_table;
+pub mod outbound;
 pub mod outputs;
 pub mod overrides;
 pub mod pictures;
@@ -36,6 +41,7 @@ pub mod system;
 pub mod types;
 pub mod upscalers;
 pub mod vocabulary;
+pub mod webhook;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -50,6 +56,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
+use crate::engine::history::History;
 use crate::engine::status::LoadedModel;
 use crate::engine::{self, Engine};
 use error::ApiError;
@@ -63,6 +70,8 @@ pub struct App {
     pub options: OptionStore,
     /// Ours.
     pub config: Config,
+    /// Jobs that outlive their requests.
+    pub jobs: job_runner::Jobs,
     /// Work that must end before the process does, whether its client waits or not.
     pub tasks: TaskTracker,
     /// Cancelled when the process is to end.
@@ -89,6 +98,7 @@ impl App {
         engine: Engine,
         options: OptionStore,
         config: Config,
+        history: History,
         shutdown: CancellationToken,
     ) -> Arc<Self> {
         let readiness = if config.model.load_at_start {
@@ -101,6 +111,7 @@ impl App {
             engine,
             options,
             config,
+            jobs: job_runner::Jobs::new(history),
             tasks: TaskTracker::new(),
             shutdown,
             readiness,
@@ -230,6 +241,13 @@ fn routes(app: &App) -> Routes {
         ("/internal/ping", get(system::ping)),
         ("/internal/progress", post(progress::task_progress)),
         ("/internal/pending-tasks", get(progress::pending_tasks)),
+        ("/v1/jobs", get(jobs::list).post(jobs::submit)),
+        ("/v1/jobs/{id}", get(jobs::get).delete(jobs::forget)),
+        ("/v1/jobs/{id}/cancel", post(jobs::cancel)),
+        ("/v1/jobs/{id}/events", get(job_events::follow)),
+        ("/v1/jobs/{id}/result", get(jobs::result)),
+        ("/v1/jobs/{id}/images/{number}", get(jobs::image)),
+        ("/v1/events", get(job_events::queue)),
         ("/healthz", get(system::healthz)),
         ("/readyz", get(system::readyz)),
     ];

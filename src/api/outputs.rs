@@ -127,6 +127,19 @@ fn mask_files(prepared: &Prepared, outcome: &mut Outcome) -> Result<Vec<MaskFile
     Ok(files)
 }
 
+/// Encodes one picture of a job as its answer would have it.
+///
+/// # Errors
+/// It cannot be encoded.
+pub fn encode_image(prepared: &Prepared, image: &GeneratedImage) -> Result<Encoded, ApiError> {
+    encode(
+        &prepared.options,
+        prepared.format,
+        &image.image,
+        &image.infotext,
+    )
+}
+
 fn encode<'a>(
     options: &Options,
     format: Format,

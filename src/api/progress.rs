@@ -164,7 +164,10 @@ fn state(status: &Status) -> Value {
 }
 
 /// The latest preview as base64, with its number.
-async fn encode_preview(app: &Arc<App>, format: Format) -> Result<Option<(String, i64)>, ApiError> {
+pub(super) async fn encode_preview(
+    app: &Arc<App>,
+    format: Format,
+) -> Result<Option<(String, i64)>, ApiError> {
     let Some(Preview { id, image }) = app.engine.preview() else {
         return Ok(None);
     };

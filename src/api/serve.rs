@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 
 use super::error::with_causes;
-use super::{App, router};
+use super::{App, blocking, job_runner, router};
 
 /// How long clients may take to read their last answer once the engine has ended.
 const LAST_ANSWERS: Duration = Duration::from_secs(10);
@@ -60,9 +60,17 @@ pub async fn run(listener: TcpListener, app: Arc<App>) -> std::io::Result<()> {
     if app.config.model.load_at_start {
         tokio::spawn(load_at_start(app.clone()));
     }
+    let (resumed, runtime) = (app.clone(), tokio::runtime::Handle::current());
+    let resume = blocking(move || job_runner::resume(&resumed, &runtime));
+    if let Err(error) = resume.await {
+        tracing::error!(
+            error = error.message(),
+            "jobs of the last run are lost from sight"
+        );
+    }
     let stopping = app.shutdown.clone();
-    let server =
-        axum::serve(listener, router(&app)).with_graceful_shutdown(stopping.cancelled_owned());
+    let service = router(&app).into_make_service_with_connect_info::<SocketAddr>();
+    let server = axum::serve(listener, service).with_graceful_shutdown(stopping.cancelled_owned());
     let mut server = tokio::spawn(server.into_future());
     tokio::select! {
         ended = &mut server => return ended?,

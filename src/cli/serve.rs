@@ -12,6 +12,7 @@ use crate::api::{self, App};
 use crate::config::Config;
 use crate::config::layers::{Kind, Origin, Setting, parse};
 use crate::engine::backend::PipelineBackend;
+use crate::engine::history::History;
 use crate::engine::models::Catalog;
 use crate::engine::{self, Engine};
 use crate::{shutdown, telemetry};
@@ -136,9 +137,17 @@ async fn serve(config: Config) -> Result<(), Stop> {
         .map_err(Stop::failed)?;
     let options = OptionStore::open(config.settings_file()).map_err(Stop::usage)?;
     let engine = start_engine(&config)?;
-    let app = App::new(engine, options, config, token);
+    let history = open_history(&config)?;
+    let app = App::new(engine, options, config, history, token);
     app.choose_configured_checkpoint().map_err(Stop::usage)?;
     api::serve::run(listener, app).await.map_err(Stop::failed)
+}
+
+/// The file of jobs that outlive their requests.
+fn open_history(config: &Config) -> Result<History, Stop> {
+    let path = config.data_dir.join("jobs.sqlite");
+    std::fs::create_dir_all(&config.data_dir).map_err(Stop::failed)?;
+    History::open(&path).map_err(Stop::failed)
 }
 
 /// An engine on the configured device.

@@ -8,6 +8,7 @@ pub mod approximations;
 pub mod backend;
 pub mod checkpoint;
 pub mod hashes;
+pub mod history;
 pub mod limits;
 pub mod models;
 pub mod networks;
@@ -216,6 +217,9 @@ impl Drop for LeaveLine {
     }
 }
 
+/// A place in line that waits for its job.
+pub struct Reserved(queue::Place<Command>);
+
 /// Handle to the engine. All clones speak to the same device thread.
 #[derive(Clone)]
 pub struct Engine {
@@ -289,6 +293,23 @@ impl Engine {
             .await
             .map_err(|refusal| self.refused(refusal))?;
         self.fill(place, job.id.clone(), job, Command::Extras)
+    }
+
+    /// Waits for a place in line. It is given up if the future or the place is dropped.
+    ///
+    /// # Errors
+    /// [`Error::ShuttingDown`].
+    pub async fn reserve(&self, client: &str, id: &str) -> Result<Reserved, Error> {
+        let place = self.shared.queue.enter(client, id).await;
+        place.map(Reserved).map_err(|refusal| self.refused(refusal))
+    }
+
+    /// Queues a job in a place of its own.
+    ///
+    /// # Errors
+    /// [`Error::ShuttingDown`].
+    pub fn submit_in(&self, place: Reserved, job: Job) -> Result<JobHandle, Error> {
+        self.fill(place.0, job.id.clone(), job, Command::Generate)
     }
 
     /// Queues a job if there is a place.
