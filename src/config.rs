@@ -8,6 +8,7 @@ pub mod a1111;
 mod a1111_flags;
 mod device;
 pub mod layers;
+mod problems;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -340,72 +341,13 @@ impl Config {
     /// All problems, not only the first; empty = good.
     #[must_use]
     pub fn validate(&self) -> Vec<Problem> {
-        let mut problems = Vec::new();
-        let mut check = |ok: bool, key: &str, message: String| {
-            if !ok {
-                problems.push(Problem {
-                    key: key.into(),
-                    message,
-                });
-            }
-        };
-        let server = &self.server;
-        check(
-            !server.host.is_empty(),
-            "server.host",
-            "must not be empty; use `127.0.0.1` or `0.0.0.0`".into(),
-        );
-        for (index, pair) in server.api_auth.iter().enumerate() {
-            let good = pair
-                .expose()
-                .split_once(':')
-                .is_some_and(|(user, _)| !user.is_empty());
-            check(
-                good,
-                "server.api_auth",
-                format!("entry {} must have the form `user:password`", index + 1),
-            );
-        }
-        if let Some(pattern) = &server.cors_allow_origins_regex
-            && let Err(error) = regex::Regex::new(pattern)
-        {
-            check(
-                false,
-                "server.cors_allow_origins_regex",
-                format!("not a regular expression: `{pattern}`: {error}"),
-            );
-        }
-        check(
-            server.body_limit_mib >= 1,
-            "server.body_limit_mib",
-            "must be at least 1".into(),
-        );
-        check(
-            server.queue_limit >= 1,
-            "server.queue_limit",
-            "must be at least 1".into(),
-        );
-        let limits = &self.limits;
-        for (key, value, least) in [
-            ("limits.max_side", limits.max_side, 64),
-            ("limits.max_megapixels", limits.max_megapixels, 1),
-            ("limits.max_steps", limits.max_steps, 1),
-            ("limits.max_batch_size", limits.max_batch_size, 1),
-            ("limits.max_batch_count", limits.max_batch_count, 1),
-            ("limits.max_prompt_kib", limits.max_prompt_kib, 1),
-        ] {
-            check(
-                value >= least,
-                key,
-                format!("must be at least {least}: `{value}`"),
-            );
-        }
-        let filter = tracing_subscriber::EnvFilter::try_new(&self.log.level);
-        check(
-            filter.is_ok(),
+        let mut problems = self.server.problems();
+        problems.extend(self.limits.problems());
+        problems.extend(problems::must(
+            tracing_subscriber::EnvFilter::try_new(&self.log.level).is_ok(),
             "log.level",
-            format!("not a level or filter: `{}`", self.log.level),
-        );
+            || format!("not a level or filter: `{}`", self.log.level),
+        ));
         problems
     }
 
