@@ -214,6 +214,9 @@ pub struct Model {
     pub vae: Option<String>,
     /// Load before the first request.
     pub load_at_start: bool,
+    /// Bytes of weights that may stay in memory, MiB; 0 = what the device has. How many checkpoints is the option
+    /// `sd_checkpoints_limit`.
+    pub memory_mib: u64,
     /// Compute SHA-256 of checkpoints; without it titles carry no `[hash]`.
     pub hashing: bool,
 }
@@ -224,6 +227,7 @@ impl Default for Model {
             checkpoint: None,
             vae: None,
             load_at_start: true,
+            memory_mib: 0,
             hashing: true,
         }
     }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use support::server::{Answer, Server, endless, small, until};
 
-fn submit(server: &Server, request: Value, more: Value) -> Answer {
+fn submit(server: &Server, request: &Value, more: &Value) -> Answer {
     let mut body = json!({ "type": "txt2img", "request": request });
     for (key, value) in more.as_object().unwrap() {
         body[key] = value.clone();
@@ -49,7 +49,7 @@ fn picture(job: &Value) -> image::RgbImage {
 #[test]
 fn a_job_ends_with_the_picture_its_route_would_have_answered() {
     let server = Server::start(&[]);
-    let id = accepted(&submit(&server, small(), json!({})));
+    let id = accepted(&submit(&server, &small(), &json!({})));
     let done = wait_for(&server, &id, "done");
     assert_eq!(done["attempts"], 1);
     assert!(done["finished"].as_i64() >= done["started"].as_i64());
@@ -81,11 +81,8 @@ fn a_job_ends_with_the_picture_its_route_would_have_answered() {
 fn a_name_is_taken_once_and_bad_submissions_are_answered_in_words() {
     let server = Server::start(&[]);
     let named = json!({ "id": "my-job.1" });
-    assert_eq!(
-        accepted(&submit(&server, small(), named.clone())),
-        "my-job.1"
-    );
-    let again = submit(&server, small(), named);
+    assert_eq!(accepted(&submit(&server, &small(), &named)), "my-job.1");
+    let again = submit(&server, &small(), &named);
     assert_eq!(
         (again.status, &again.json()["id"]),
         (200, &json!("my-job.1"))
@@ -99,11 +96,11 @@ fn a_name_is_taken_once_and_bad_submissions_are_answered_in_words() {
         (json!({ "request": { "steps": 0 } }), "steps"),
         (json!({ "request": { "width": "wide" } }), "width"),
     ] {
-        let answer = submit(&server, small(), more.clone());
+        let answer = submit(&server, &small(), &more);
         assert_eq!(answer.status, 422, "{more}: {}", answer.text());
         assert_eq!(answer.problems()[0].0, field, "{more}");
     }
-    let unknown = submit(&server, json!({ "sampler_name": "x" }), json!({}));
+    let unknown = submit(&server, &json!({ "sampler_name": "x" }), &json!({}));
     assert_eq!(unknown.status, 400);
     wait_for(&server, "my-job.1", "done");
 }
@@ -111,9 +108,9 @@ fn a_name_is_taken_once_and_bad_submissions_are_answered_in_words() {
 #[test]
 fn queued_jobs_are_taken_back_and_running_ones_interrupted() {
     let server = Server::start(&[]);
-    let running = accepted(&submit(&server, endless(), json!({})));
+    let running = accepted(&submit(&server, &endless(), &json!({})));
     wait_for(&server, &running, "running");
-    let queued = accepted(&submit(&server, small(), json!({})));
+    let queued = accepted(&submit(&server, &small(), &json!({})));
     let waiting = until("the job to have its place", || {
         let job = job(&server, &queued);
         (!job["position"].is_null()).then_some(job)
@@ -150,12 +147,12 @@ fn too_many_jobs_are_answered_429_with_a_time() {
     std::fs::write(dir.path().join("sdgen.toml"), "[server]\njobs_limit = 2\n").unwrap();
     let server = Server::spawn(dir, &[], &[]);
     server.wait_ready();
-    let running = accepted(&submit(&server, endless(), json!({})));
+    let running = accepted(&submit(&server, &endless(), &json!({})));
     wait_for(&server, &running, "running");
     let waiting: Vec<String> = (0..2)
-        .map(|_| accepted(&submit(&server, small(), json!({}))))
+        .map(|_| accepted(&submit(&server, &small(), &json!({}))))
         .collect();
-    let refused = submit(&server, small(), json!({ "id": "third" }));
+    let refused = submit(&server, &small(), &json!({ "id": "third" }));
     assert_eq!(refused.status, 429);
     let seconds: u64 = refused.header("retry-after").unwrap().parse().unwrap();
     assert!(seconds >= 1);
@@ -179,7 +176,7 @@ fn events(server: &Server, path: &str) -> Vec<(String, Value)> {
         .to_string();
     let mut stream = TcpStream::connect(&address).unwrap();
     stream
-        .set_read_timeout(Some(Duration::from_secs(60)))
+        .set_read_timeout(Some(Duration::from_mins(1)))
         .unwrap();
     write!(
         stream,
@@ -204,7 +201,7 @@ fn a_job_is_followed_from_the_line_to_its_end() {
     let server = Server::start(&[]);
     let request =
         json!({ "prompt": "a red apple", "steps": 60, "width": 128, "height": 128, "seed": 1 });
-    let id = accepted(&submit(&server, request, json!({})));
+    let id = accepted(&submit(&server, &request, &json!({})));
     let seen = events(&server, &format!("/v1/jobs/{id}/events?previews=1"));
     let (last, end) = seen.last().unwrap();
     assert_eq!((last.as_str(), &end["state"]), ("end", &json!("done")));
@@ -269,8 +266,8 @@ fn with_local_webhooks() -> Server {
 fn the_end_is_announced_until_the_receiver_takes_it() {
     let server = with_local_webhooks();
     let (address, bodies) = receiver(&[500]);
-    let id = accepted(&submit(&server, small(), json!({ "webhook": address })));
-    let patience = Duration::from_secs(60);
+    let id = accepted(&submit(&server, &small(), &json!({ "webhook": address })));
+    let patience = Duration::from_mins(1);
     let first = bodies.recv_timeout(patience).unwrap();
     assert_eq!(
         (&first["id"], &first["state"]),
@@ -290,11 +287,11 @@ fn what_a_kill_interrupts_is_done_by_the_next_process_and_announced_once() {
     let hook = json!({ "webhook": address });
     let running = accepted(&submit(
         &server,
-        json!({ "steps": 150, "width": 128, "height": 128, "prompt": "a", "seed": 3 }),
-        hook,
+        &json!({ "steps": 150, "width": 128, "height": 128, "prompt": "a", "seed": 3 }),
+        &hook,
     ));
     wait_for(&server, &running, "running");
-    let queued = accepted(&submit(&server, small(), json!({})));
+    let queued = accepted(&submit(&server, &small(), &json!({})));
     server.signal("KILL");
     let dir = server.dir.clone();
     drop(server);
@@ -303,7 +300,7 @@ fn what_a_kill_interrupts_is_done_by_the_next_process_and_announced_once() {
     assert_eq!(done["attempts"], 2, "it was begun once more");
     wait_for(&server, &queued, "done");
     assert_eq!(server.files("outputs/jobs").len(), 2, "each picture once");
-    let told = bodies.recv_timeout(Duration::from_secs(60)).unwrap();
+    let told = bodies.recv_timeout(Duration::from_mins(1)).unwrap();
     assert_eq!(told["id"], json!(running));
     assert!(bodies.try_recv().is_err());
 }
@@ -313,8 +310,8 @@ fn a_server_that_is_told_to_end_puts_its_job_back_in_line() {
     let mut server = Server::start(&["--shutdown-grace", "0"]);
     let id = accepted(&submit(
         &server,
-        json!({ "steps": 150, "width": 128, "height": 128, "prompt": "a", "seed": 3 }),
-        json!({}),
+        &json!({ "steps": 150, "width": 128, "height": 128, "prompt": "a", "seed": 3 }),
+        &json!({}),
     ));
     wait_for(&server, &id, "running");
     server.signal("TERM");

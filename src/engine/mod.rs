@@ -13,6 +13,7 @@ pub mod limits;
 pub mod models;
 pub mod networks;
 pub mod queue;
+pub mod residents;
 mod scan;
 pub mod status;
 pub mod upscalers;
@@ -35,6 +36,7 @@ use backend::{Backend, DeviceInfo};
 use checkpoint::Selection;
 use models::Catalog;
 use queue::{Queue, Refusal, Ticket};
+use residents::ModelLimits;
 use status::{CancelToken, LoadedModel, Status};
 use worker::{Command, PreviewSlot, Queued};
 
@@ -232,6 +234,7 @@ struct Shared {
     queue_limit: usize,
     status: watch::Sender<Status>,
     previews: Arc<PreviewSlot>,
+    model_limits: Arc<Mutex<ModelLimits>>,
     catalog: Arc<Catalog>,
     device: DeviceInfo,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -250,8 +253,13 @@ impl Engine {
         let queue = Queue::new(queue_limit);
         let (status, _) = watch::channel(Status::default());
         let previews = Arc::new(PreviewSlot::default());
-        let (thread, device) =
-            worker::spawn(queue.clone(), status.clone(), previews.clone(), make)?;
+        let model_limits = Arc::new(Mutex::new(ModelLimits::default()));
+        let shared = worker::Shared {
+            status: status.clone(),
+            previews: previews.clone(),
+            model_limits: model_limits.clone(),
+        };
+        let (thread, device) = worker::spawn(queue.clone(), shared, make)?;
         let thread = Mutex::new(Some(thread));
         let catalog = Arc::new(catalog);
         Ok(Self {
@@ -260,6 +268,7 @@ impl Engine {
                 queue_limit,
                 status,
                 previews,
+                model_limits,
                 catalog,
                 device,
                 thread,
@@ -323,6 +332,12 @@ impl Engine {
             .try_enter(&job.client, &job.id)
             .map_err(|refusal| self.refused(refusal))?;
         self.fill(place, job.id.clone(), job, Command::Generate)
+    }
+
+    /// How many checkpoints stay in memory from the next load on.
+    pub fn keep_models(&self, limits: ModelLimits) {
+        let shared = &self.shared.model_limits;
+        *shared.lock().unwrap_or_else(PoisonError::into_inner) = limits;
     }
 
     /// Makes a checkpoint the loaded one, behind the jobs already queued. On failure the previous one stays.
