@@ -147,7 +147,7 @@ fn a_folder_is_told_that_diffusers_folders_are_not_loaded() {
     let folder = Folder::new();
     assert_eq!(
         refusal(folder.0.path()),
-        "`FILE` is a folder; sdgen loads SDXL checkpoints as a single `.safetensors` file: a diffusers folder cannot be loaded yet; use the model's single-file release"
+        "`FILE` is a folder; sdgen loads SDXL checkpoints as a single `.safetensors` or `.ckpt` file: a diffusers folder cannot be loaded yet; use the model's single-file release"
     );
 }
 

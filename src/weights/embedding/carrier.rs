@@ -32,13 +32,12 @@ pub(super) struct Carried {
 
 /// Whether a file is a picture that may carry something.
 pub(super) fn is_picture(path: &Path) -> bool {
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     let ends = |extension: &std::ffi::OsStr| {
         ["png", "webp"]
             .iter()
             .any(|known| extension.eq_ignore_ascii_case(known))
     };
-    path.extension().is_some_and(ends) && !stem.to_lowercase().ends_with(".preview")
+    path.extension().is_some_and(ends)
 }
 
 /// What the picture carries, if anything.
@@ -46,6 +45,10 @@ pub(super) fn is_picture(path: &Path) -> bool {
 /// # Errors
 /// [`Error::Open`], and [`Error::Embedding`] for what is damaged.
 pub(super) fn read(path: &Path) -> Result<Option<Carried>, Error> {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    if stem.to_lowercase().ends_with(".preview") {
+        return Ok(None);
+    }
     let refuse = |reason: &str| Error::Embedding {
         path: path.into(),
         reason: reason.into(),

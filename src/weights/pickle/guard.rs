@@ -21,6 +21,7 @@ const GLOBALS: &[(&str, &str)] = &[
     ("torch._utils", "_rebuild_parameter"),
     // Around them in embeddings and in what a trainer saves; nothing is made of them.
     ("torch.nn.modules.container", "ParameterDict"),
+    ("__builtin__", "set"),
     (
         "pytorch_lightning.callbacks.model_checkpoint",
         "ModelCheckpoint",
