@@ -130,7 +130,7 @@ fn unknown_checkpoints_are_refused_by_name() {
 fn an_interrupt_in_the_second_pass_keeps_the_picture_and_the_next_job_frees_the_other_model() {
     let server = Arc::new(server());
     let steps = json!({ "hr_checkpoint_name": "other", "hr_second_pass_steps": 150, "denoising_strength": 1 });
-    let running = server.post_later(TXT2IMG, &hires(steps));
+    let running = server.post_later(TXT2IMG, hires(steps));
     until("the second pass", || {
         let state = server.progress()["state"].clone();
         (state["sampling_step"].as_u64() > Some(5)).then_some(())

@@ -104,7 +104,7 @@ impl Unet {
 
         let mut skips = vec![model_channels];
         let input_blocks = input_blocks(&b, &mut skips, sizes)?;
-        let mut channels = *skips.last().expect("the first convolution's are there");
+        let mut channels = skips.last().copied().unwrap_or(model_channels);
         let middle = b.sub("middle_block");
         let middle = stages(&middle, &mut channels, sizes, Sampling::HALVE)?;
         let output_blocks = output_blocks(&b, &mut channels, skips, sizes)?;

@@ -125,7 +125,7 @@ fn borders(picture: &RgbImage) -> Option<(Vec<u8>, Vec<u8>)> {
     let rows = (0..height).find(lit_row)?..(0..height).rfind(lit_row)? + 1;
     let black = |x: &u32| {
         let mut values = rows.clone().flat_map(|y| picture.get_pixel(*x, y).0);
-        values.all(|value| value & 15 == 0)
+        values.all(|value| value.is_multiple_of(16))
     };
     let first = columns.clone().find(black)?;
     let last = columns.clone().rfind(black)?;
