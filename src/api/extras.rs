@@ -15,6 +15,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::body::Body;
+use super::client::Client;
 use super::error::{ApiError, Problem, with_causes};
 use super::fields::{self, Default, Field, Kind};
 use super::middleware::Incompressible;
@@ -81,8 +82,12 @@ struct Prepared {
 ///
 /// # Errors
 /// 422 for fields and sizes, 400 for a picture or name that is unknown, 501 for restoring faces.
-pub async fn single(State(app): State<Arc<App>>, Body(body): Body) -> Result<Response, ApiError> {
-    let made = run(app, move |app| {
+pub async fn single(
+    State(app): State<Arc<App>>,
+    client: Client,
+    Body(body): Body,
+) -> Result<Response, ApiError> {
+    let made = run(app, client, move |app| {
         let mut model = fields::read(&body, &[FIELDS, &[SINGLE]].concat())?;
         let image = match model.remove("image") {
             Some(Value::String(text)) => text,
@@ -106,8 +111,12 @@ pub async fn single(State(app): State<Arc<App>>, Body(body): Body) -> Result<Res
 ///
 /// # Errors
 /// As [`single`].
-pub async fn batch(State(app): State<Arc<App>>, Body(body): Body) -> Result<Response, ApiError> {
-    let made = run(app, move |app| {
+pub async fn batch(
+    State(app): State<Arc<App>>,
+    client: Client,
+    Body(body): Body,
+) -> Result<Response, ApiError> {
+    let made = run(app, client, move |app| {
         let mut model = fields::read(&body, &[FIELDS, &[BATCH]].concat())?;
         let images = image_list(model.remove("imageList").unwrap_or_default())?;
         prepare(app, &model, &images)
@@ -132,10 +141,12 @@ struct Made {
 
 async fn run(
     app: Arc<App>,
+    client: Client,
     prepare: impl FnOnce(&App) -> Result<Prepared, ApiError> + Send + 'static,
 ) -> Result<Made, ApiError> {
     let for_check = app.clone();
-    let prepared = blocking(move || prepare(&for_check)).await?;
+    let mut prepared = blocking(move || prepare(&for_check)).await?;
+    prepared.job.client = client.0;
     let mut handle = app.engine.submit_extras(prepared.job.clone()).await?;
     handle.started().await;
     let extras = handle.finished().await?;

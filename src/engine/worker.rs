@@ -21,6 +21,7 @@ use super::{Error, ExtrasJob, Job, JobState, Outcome, PREVIEW_BATCHES};
 use crate::pipeline::{
     self, Control, Extras, GenerateRequest, Generated, Observer, Progress, Timings,
 };
+use crate::telemetry::metrics::{self, JobResult, StepClock};
 
 /// How long one look at a preview asks for further previews.
 const PREVIEW_INTEREST: Duration = Duration::from_secs(10);
@@ -197,10 +198,12 @@ impl<B: Backend> Worker<B> {
         while let Some((command, permit)) = queue.pop() {
             match command {
                 Command::Generate(job) if job.reply.is_closed() => {
+                    metrics::job_ended(JobResult::Abandoned);
                     tracing::debug!(job = %job.job.id, "dropped: its client left the queue");
                 }
                 Command::Generate(job) => self.job(*job),
                 Command::Extras(job) if job.reply.is_closed() => {
+                    metrics::job_ended(JobResult::Abandoned);
                     tracing::debug!(job = %job.job.id, "dropped: its client left the queue");
                 }
                 Command::Extras(job) => self.extras(*job),
@@ -245,6 +248,7 @@ impl<B: Backend> Worker<B> {
         let result = self.generate(&queued);
         self.status.send_modify(Status::end);
         self.previews.clear();
+        metrics::job_ended(job_result(&result, |outcome| outcome.generated.interrupted));
         let seconds = started.elapsed().as_secs_f64();
         let generated = result.as_ref().map(|outcome| &outcome.generated);
         for comment in generated.map_or(&[][..], |generated| &generated.comments) {
@@ -277,6 +281,7 @@ impl<B: Backend> Worker<B> {
             cancel: &queued.cancel,
             previews: &self.previews,
             preview_every: queued.job.preview_every,
+            clock: StepClock::default(),
         };
         let request = &queued.job.request;
         let backend = &mut self.backend;
@@ -330,6 +335,7 @@ impl<B: Backend> Worker<B> {
         self.status.send_modify(|status| status.loading = None);
         let model = result?;
         let info = selection.describe(self.backend.native_size(&model));
+        metrics::MODEL_LOAD_SECONDS.observe(started.elapsed());
         self.loaded = Some(Loaded {
             selection: selection.clone(),
             info: info.clone(),
@@ -401,6 +407,15 @@ fn nothing_made(request: &GenerateRequest) -> Generated {
     }
 }
 
+/// How a job has ended, for the count.
+fn job_result<T>(result: &Result<T, Error>, is_interrupted: fn(&T) -> bool) -> JobResult {
+    match result {
+        Ok(made) if is_interrupted(made) => JobResult::Interrupted,
+        Ok(_) => JobResult::Done,
+        Err(_) => JobResult::Failed,
+    }
+}
+
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(ToString::to_string);
     text.or_else(|| panic.downcast_ref::<String>().cloned())
@@ -414,6 +429,7 @@ struct JobObserver<'a> {
     cancel: &'a CancelToken,
     previews: &'a PreviewSlot,
     preview_every: usize,
+    clock: StepClock,
 }
 
 impl Observer for JobObserver<'_> {
@@ -422,6 +438,7 @@ impl Observer for JobObserver<'_> {
     }
 
     fn progress(&self, progress: Progress) {
+        self.clock.at(progress.step);
         self.state.send_replace(JobState::Running(progress));
         self.status.send_modify(|status| status.progress = progress);
     }
@@ -438,6 +455,7 @@ impl Observer for JobObserver<'_> {
     }
 
     fn preview(&self, image: image::RgbImage) {
+        metrics::PREVIEWS.increment();
         self.previews.put(image);
     }
 }
