@@ -50,6 +50,18 @@ const FIELDS: &[Field] = &[
 const SINGLE: Field = ("image", Kind::Text, Default::Text(""));
 const BATCH: Field = ("imageList", Kind::List, Default::Null);
 
+/// Every field of `POST /sdapi/v1/extra-single-image`.
+#[must_use]
+pub fn single_fields() -> Vec<Field> {
+    [FIELDS, &[SINGLE]].concat()
+}
+
+/// Every field of `POST /sdapi/v1/extra-batch-images`.
+#[must_use]
+pub fn batch_fields() -> Vec<Field> {
+    [FIELDS, &[BATCH]].concat()
+}
+
 /// Longest side of a picture that is sent or made, pixels.
 const LONGEST_SIDE: u32 = 16_384;
 
@@ -88,7 +100,7 @@ pub async fn single(
     Body(body): Body,
 ) -> Result<Response, ApiError> {
     let made = run(app, client, move |app| {
-        let mut model = fields::read(&body, &[FIELDS, &[SINGLE]].concat())?;
+        let mut model = fields::read(&body, &single_fields())?;
         let image = match model.remove("image") {
             Some(Value::String(text)) => text,
             _ => String::new(),
@@ -117,7 +129,7 @@ pub async fn batch(
     Body(body): Body,
 ) -> Result<Response, ApiError> {
     let made = run(app, client, move |app| {
-        let mut model = fields::read(&body, &[FIELDS, &[BATCH]].concat())?;
+        let mut model = fields::read(&body, &batch_fields())?;
         let images = image_list(model.remove("imageList").unwrap_or_default())?;
         prepare(app, &model, &images)
     })

@@ -9,6 +9,7 @@ pub mod catalog;
 pub mod checkpoints;
 pub mod client;
 pub mod codecs;
+pub mod docs;
 pub mod error;
 pub mod extract;
 pub mod extras;
@@ -27,6 +28,7 @@ pub mod metrics;
 pub mod middleware;
 pub mod networks;
 pub mod openai;
+pub mod openapi;
 pub mod options;
 pub mod options_table;
 pub mod outbound;
@@ -258,6 +260,10 @@ fn routes(app: &App) -> Routes {
         ("/v1/images/files/{name}", get(openai::links::picture)),
         ("/v1/models", get(openai::models::list)),
         ("/v1/models/{id}", get(openai::models::get)),
+        ("/openapi.json", get(openapi::openapi)),
+        ("/docs", get(docs::page)),
+        ("/redoc", get(docs::page)),
+        ("/docs/{name}", get(docs::asset)),
         ("/metrics", get(metrics::metrics)),
         ("/healthz", get(system::healthz)),
         ("/readyz", get(system::readyz)),
