@@ -12,8 +12,7 @@ use crate::api::{extras, types, vocabulary};
 use crate::config::Limits;
 
 /// The named schemas.
-#[must_use]
-pub fn components(limits: &Limits) -> Map<String, Value> {
+pub(super) fn components(limits: &Limits) -> Map<String, Value> {
     let table = |fields: &[Field], required: &[&str]| request(fields, required, limits);
     let mut all = Map::new();
     let mut put = |name: &str, schema: Value| drop(all.insert(name.to_string(), schema));
@@ -190,8 +189,7 @@ fn openai_error() -> Value {
 }
 
 /// The schema of an object in the notation.
-#[must_use]
-pub fn object(notation: &str) -> Value {
+pub(super) fn object(notation: &str) -> Value {
     let (mut properties, mut required) = (Map::new(), Vec::new());
     let pairs = notation.split_whitespace();
     for (name, kind) in pairs.filter_map(|pair| pair.split_once(':')) {
@@ -202,8 +200,7 @@ pub fn object(notation: &str) -> Value {
 }
 
 /// The schema of a kind in the notation.
-#[must_use]
-pub fn kind_of(kind: &str) -> Value {
+pub(super) fn kind_of(kind: &str) -> Value {
     if let Some(item) = kind
         .strip_prefix('[')
         .and_then(|kind| kind.strip_suffix(']'))
