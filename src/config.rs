@@ -8,14 +8,16 @@ pub mod a1111;
 mod a1111_flags;
 mod device;
 pub mod layers;
+mod secret;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 pub use device::{DeviceChoice, DtypeChoice};
+pub use secret::Secret;
 
 /// What `Version:` says in the infotext.
 pub const VERSION_TEXT: &str = "v1.10.1";
@@ -222,6 +224,9 @@ pub struct Model {
     pub vae: Option<String>,
     /// Load before the first request.
     pub load_at_start: bool,
+    /// Bytes of weights that may stay in memory, MiB; 0 = what the device has. How many checkpoints is the option
+    /// `sd_checkpoints_limit`.
+    pub memory_mib: u64,
     /// Compute SHA-256 of checkpoints; without it titles carry no `[hash]`.
     pub hashing: bool,
 }
@@ -232,6 +237,7 @@ impl Default for Model {
             checkpoint: None,
             vae: None,
             load_at_start: true,
+            memory_mib: 0,
             hashing: true,
         }
     }
@@ -296,37 +302,6 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
-}
-
-/// A value that is never shown.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(transparent)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Wraps a secret.
-    #[must_use]
-    pub fn new(value: impl Into<String>) -> Self {
-        Self(value.into())
-    }
-
-    /// The secret itself, for comparing.
-    #[must_use]
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
-}
-
-impl Serialize for Secret {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str("***")
-    }
 }
 
 /// One thing wrong with the settings.

@@ -16,6 +16,7 @@ use tokio::sync::{oneshot, watch};
 use super::backend::{Backend, DeviceInfo};
 use super::checkpoint::Selection;
 use super::queue::Queue;
+use super::residents::{ModelLimits, Resident, Residents};
 use super::status::{CancelToken, LoadedModel, Running, Status};
 use super::{Error, ExtrasJob, Job, JobState, Outcome, PREVIEW_BATCHES};
 use crate::pipeline::{
@@ -141,22 +142,30 @@ impl PreviewSlot {
     }
 }
 
+/// What the device thread has in common with the handles.
+pub(super) struct Shared {
+    pub(super) status: watch::Sender<Status>,
+    pub(super) previews: Arc<PreviewSlot>,
+    pub(super) model_limits: Arc<Mutex<ModelLimits>>,
+}
+
 /// Starts the device thread and waits until its device is open.
 pub(super) fn spawn<B: Backend>(
     queue: Arc<Queue<Command>>,
-    status: watch::Sender<Status>,
-    previews: Arc<PreviewSlot>,
+    shared: Shared,
     make: impl FnOnce() -> Result<B, Error> + Send + 'static,
 ) -> Result<(JoinHandle<()>, DeviceInfo), Error> {
     let (opened, answer) = std::sync::mpsc::channel();
     let body = move || match make() {
         Ok(backend) => {
             let _ = opened.send(Ok(backend.device()));
+            let status = shared.status.clone();
             Worker {
                 backend,
-                status: status.clone(),
-                previews,
-                loaded: None,
+                status: shared.status,
+                previews: shared.previews,
+                model_limits: shared.model_limits,
+                residents: Residents::default(),
             }
             .run(&queue);
             status.send_modify(|status| {
@@ -184,13 +193,8 @@ struct Worker<B: Backend> {
     backend: B,
     status: watch::Sender<Status>,
     previews: Arc<PreviewSlot>,
-    loaded: Option<Loaded<B::Model>>,
-}
-
-struct Loaded<M> {
-    selection: Selection,
-    info: LoadedModel,
-    model: M,
+    model_limits: Arc<Mutex<ModelLimits>>,
+    residents: Residents<B::Model>,
 }
 
 impl<B: Backend> Worker<B> {
@@ -248,53 +252,15 @@ impl<B: Backend> Worker<B> {
         let result = self.generate(&queued);
         self.status.send_modify(Status::end);
         self.previews.clear();
-        metrics::job_ended(job_result(&result, |outcome| outcome.generated.interrupted));
-        let seconds = started.elapsed().as_secs_f64();
-        let generated = result.as_ref().map(|outcome| &outcome.generated);
-        for comment in generated.map_or(&[][..], |generated| &generated.comments) {
-            tracing::warn!(job = queued.job.id, comment);
-        }
-        match &result {
-            Ok(outcome) => tracing::info!(
-                job = queued.job.id,
-                images = outcome.generated.images.len(),
-                steps = outcome.generated.timings.steps,
-                interrupted = outcome.generated.interrupted,
-                seconds,
-                "generated"
-            ),
-            Err(error) => tracing::error!(job = queued.job.id, %error, seconds, "job failed"),
-        }
-        queued.answer(result);
-    }
-
-    fn generate(&mut self, queued: &QueuedJob) -> Result<Outcome, Error> {
-        let load_started = Instant::now();
-        let info = self.ensure(&queued.job.model)?;
-        let load_seconds = load_started.elapsed().as_secs_f64();
-        let Some(loaded) = self.loaded.as_mut() else {
-            return Err(Error::Panicked("no model after a successful load".into()));
-        };
-        let observer = JobObserver {
-            status: &self.status,
-            state: &queued.state,
-            cancel: &queued.cancel,
-            previews: &self.previews,
-            preview_every: queued.job.preview_every,
-            clock: StepClock::default(),
-        };
-        let request = &queued.job.request;
-        let backend = &mut self.backend;
-        let result = catch_unwind(AssertUnwindSafe(|| {
-            backend.generate(&mut loaded.model, request, &observer)
-        }));
+        let interrupted = result.as_ref().map(|made| made.generated.interrupted);
+        metrics::job_ended(JobResult::of(interrupted.ok()));
         let generated = match result {
             Ok(Ok(generated)) => generated,
             Ok(Err(pipeline::Error::Interrupted)) => nothing_made(request),
             Ok(Err(error)) => return Err(error.into()),
             Err(panic) => {
                 // Its buffers may be half written: the next job loads afresh.
-                self.unload();
+                self.drop_current();
                 return Err(Error::Panicked(panic_text(panic.as_ref())));
             }
         };
@@ -313,16 +279,25 @@ impl<B: Backend> Worker<B> {
         })
     }
 
-    /// Makes `selection` the loaded model. On failure the previous one stays.
+    /// Makes `selection` the current model. On failure the previous one stays, unless its memory was needed.
     fn ensure(&mut self, selection: &Selection) -> Result<LoadedModel, Error> {
-        if let Some(loaded) = &self.loaded
-            && loaded.selection.is_same_model(selection)
+        if self.residents.recall(|held| held.is_same_model(selection)) {
+            return self.note_current().ok_or_else(no_model);
+        }
+        if self
+            .residents
+            .recall(|held| held.is_same_checkpoint(selection))
         {
-            return Ok(loaded.info.clone());
+            return self.switch_vae(selection);
         }
-        if let Some(info) = self.switch_vae(selection)? {
-            return Ok(info);
-        }
+        let bytes = self.backend.estimate(selection)?;
+        let limits = *self
+            .model_limits
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let backend = &self.backend;
+        self.residents
+            .make_room(bytes, limits.bytes, || backend.free_memory());
         let started = Instant::now();
         self.status
             .send_modify(|status| status.loading = Some(selection.title.clone()));
@@ -333,54 +308,71 @@ impl<B: Backend> Worker<B> {
             Err(panic) => Err(Error::Panicked(panic_text(panic.as_ref()))),
         };
         self.status.send_modify(|status| status.loading = None);
-        let model = result?;
+        let model = match result {
+            Ok(model) => model,
+            Err(error) => {
+                self.note_current();
+                return Err(error);
+            }
+        };
         let info = selection.describe(self.backend.native_size(&model));
         metrics::MODEL_LOAD_SECONDS.observe(started.elapsed());
-        self.loaded = Some(Loaded {
+        let resident = Resident {
             selection: selection.clone(),
-            info: info.clone(),
+            info,
             model,
-        });
-        self.status
-            .send_modify(|status| status.loaded = Some(info.clone()));
-        tracing::info!(
-            checkpoint = info.title,
-            seconds = started.elapsed().as_secs_f64(),
-            "loaded"
-        );
+            bytes,
+        };
+        self.residents.add(resident, limits.count);
+        let seconds = started.elapsed().as_secs_f64();
+        let info = self.note_current().ok_or_else(no_model)?;
+        tracing::info!(checkpoint = info.title, seconds, "loaded");
         Ok(info)
     }
 
-    /// Changes only the VAE of the loaded checkpoint, if that is all `selection` asks for. On failure the previous one stays.
-    fn switch_vae(&mut self, selection: &Selection) -> Result<Option<LoadedModel>, Error> {
+    /// Publishes which model is current.
+    fn note_current(&mut self) -> Option<LoadedModel> {
+        let current = self.residents.current_mut();
+        let info = current.map(|resident| resident.info.clone());
+        self.status.send_if_modified(|status| {
+            let changed = status.loaded != info;
+            status.loaded.clone_from(&info);
+            changed
+        });
+        info
+    }
+
+    /// Changes only the VAE of the current checkpoint. On failure the previous one stays.
+    fn switch_vae(&mut self, selection: &Selection) -> Result<LoadedModel, Error> {
         let backend = &mut self.backend;
-        let Some(loaded) = &mut self.loaded else {
-            return Ok(None);
+        let Some(loaded) = self.residents.current_mut() else {
+            return Err(no_model());
         };
-        if !loaded.selection.is_same_checkpoint(selection) {
-            return Ok(None);
-        }
         let switched = catch_unwind(AssertUnwindSafe(|| {
             backend.set_vae(&mut loaded.model, selection)
         }));
         match switched {
             Ok(result) => result?,
             Err(panic) => {
-                self.unload();
+                self.drop_current();
                 return Err(Error::Panicked(panic_text(panic.as_ref())));
             }
         }
-        let info = selection.describe(backend.native_size(&loaded.model));
         loaded.selection = selection.clone();
-        loaded.info = info.clone();
-        self.status
-            .send_modify(|status| status.loaded = Some(info.clone()));
+        loaded.info = selection.describe(backend.native_size(&loaded.model));
+        let info = self.note_current().ok_or_else(no_model)?;
         tracing::info!(vae = info.vae_name, checkpoint = info.title, "VAE loaded");
-        Ok(Some(info))
+        Ok(info)
+    }
+
+    /// Lets go of a model that is not to be trusted any more.
+    fn drop_current(&mut self) {
+        self.residents.drop_current();
+        self.status.send_modify(|status| status.loaded = None);
     }
 
     fn unload(&mut self) {
-        self.loaded = None;
+        self.residents.clear();
         self.backend.unload_upscaler();
         crate::trim_memory();
         self.status.send_modify(|status| status.loaded = None);
@@ -407,13 +399,9 @@ fn nothing_made(request: &GenerateRequest) -> Generated {
     }
 }
 
-/// How a job has ended, for the count.
-fn job_result<T>(result: &Result<T, Error>, is_interrupted: fn(&T) -> bool) -> JobResult {
-    match result {
-        Ok(made) if is_interrupted(made) => JobResult::Interrupted,
-        Ok(_) => JobResult::Done,
-        Err(_) => JobResult::Failed,
-    }
+/// A load that worked and left nothing.
+fn no_model() -> Error {
+    Error::Panicked("no model after a successful load".into())
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {

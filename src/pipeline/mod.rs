@@ -163,6 +163,18 @@ impl Pipeline {
         Self::load_as(Role::Main, source, identity, options)
     }
 
+    /// Bytes that the weights of a checkpoint take in `dtype`, from its header.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] for a file that is no checkpoint.
+    pub fn estimate(source: &CheckpointSource, dtype: DType) -> Result<u64, Error> {
+        let file = source.open()?;
+        detect::require(&file, Role::Main)?;
+        let elements = |key: &&str| file.shape(key).map_or(0, |s| s.iter().product::<usize>());
+        let elements: usize = file.keys().iter().map(elements).sum();
+        Ok((elements * dtype.size_in_bytes()) as u64)
+    }
+
     fn load_as(
         role: Role,
         source: &CheckpointSource,

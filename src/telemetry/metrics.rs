@@ -47,6 +47,18 @@ pub enum JobResult {
     Abandoned,
 }
 
+impl JobResult {
+    /// By whether the job was interrupted; `None` for one that failed.
+    #[must_use]
+    pub fn of(interrupted: Option<bool>) -> Self {
+        match interrupted {
+            Some(true) => Self::Interrupted,
+            Some(false) => Self::Done,
+            None => Self::Failed,
+        }
+    }
+}
+
 const RESULTS: [(JobResult, &str); 4] = [
     (JobResult::Done, "done"),
     (JobResult::Failed, "failed"),

@@ -3,12 +3,12 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
-use super::{JobObserver, QueuedExtras, Worker, job_result, panic_text};
+use super::{JobObserver, QueuedExtras, Worker, panic_text};
 use crate::engine::backend::Backend;
 use crate::engine::status::{Running, Status};
 use crate::engine::{Error, JobState};
 use crate::pipeline::{Extras, Progress};
-use crate::telemetry::metrics::{self, StepClock};
+use crate::telemetry::metrics::{self, JobResult, StepClock};
 
 impl<B: Backend> Worker<B> {
     pub(super) fn extras(&mut self, queued: QueuedExtras) {
@@ -33,7 +33,8 @@ impl<B: Backend> Worker<B> {
         queued.state.send_replace(JobState::Running(first));
         let result = self.upscale(&queued);
         self.status.send_modify(Status::end);
-        metrics::job_ended(job_result(&result, |extras| extras.interrupted));
+        let interrupted = result.as_ref().map(|extras| extras.interrupted);
+        metrics::job_ended(JobResult::of(interrupted.ok()));
         let seconds = started.elapsed().as_secs_f64();
         match &result {
             Ok(extras) => tracing::info!(
