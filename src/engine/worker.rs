@@ -254,6 +254,45 @@ impl<B: Backend> Worker<B> {
         self.previews.clear();
         let interrupted = result.as_ref().map(|made| made.generated.interrupted);
         metrics::job_ended(JobResult::of(interrupted.ok()));
+        let seconds = started.elapsed().as_secs_f64();
+        let generated = result.as_ref().map(|outcome| &outcome.generated);
+        for comment in generated.map_or(&[][..], |generated| &generated.comments) {
+            tracing::warn!(job = queued.job.id, comment);
+        }
+        match &result {
+            Ok(outcome) => tracing::info!(
+                job = queued.job.id,
+                images = outcome.generated.images.len(),
+                steps = outcome.generated.timings.steps,
+                interrupted = outcome.generated.interrupted,
+                seconds,
+                "generated"
+            ),
+            Err(error) => tracing::error!(job = queued.job.id, %error, seconds, "job failed"),
+        }
+        queued.answer(result);
+    }
+
+    fn generate(&mut self, queued: &QueuedJob) -> Result<Outcome, Error> {
+        let load_started = Instant::now();
+        let info = self.ensure(&queued.job.model)?;
+        let load_seconds = load_started.elapsed().as_secs_f64();
+        let Some(loaded) = self.residents.current_mut() else {
+            return Err(no_model());
+        };
+        let observer = JobObserver {
+            status: &self.status,
+            state: &queued.state,
+            cancel: &queued.cancel,
+            previews: &self.previews,
+            preview_every: queued.job.preview_every,
+            clock: StepClock::default(),
+        };
+        let request = &queued.job.request;
+        let backend = &mut self.backend;
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            backend.generate(&mut loaded.model, request, &observer)
+        }));
         let generated = match result {
             Ok(Ok(generated)) => generated,
             Ok(Err(pipeline::Error::Interrupted)) => nothing_made(request),

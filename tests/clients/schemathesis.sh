@@ -21,7 +21,7 @@ TOML
 server=$!
 address=
 while [[ -z $address ]]; do
-    kill -0 "$server"
+    kill -0 "$server" && sleep 0.1
     address=$(sed -n 's/.*listening on \(http:[^ ]*\).*/\1/p' "$dir/log")
 done
 code=0
