@@ -23,6 +23,9 @@ pub use secret::Secret;
 /// What `Version:` says in the infotext.
 pub const VERSION_TEXT: &str = "v1.10.1";
 
+/// Characters a token must have.
+const SHORTEST_TOKEN: usize = 8;
+
 /// Environment variables, all of them.
 pub mod env {
     /// Directory of models, outputs and settings; see `--data-dir`.
@@ -41,6 +44,8 @@ pub mod env {
     pub const PORT: &str = "SDGEN_PORT";
     /// `server.api_auth`: `user:password`, several separated by commas.
     pub const API_AUTH: &str = "SDGEN_API_AUTH";
+    /// `server.api_tokens`, separated by commas.
+    pub const API_TOKENS: &str = "SDGEN_API_TOKENS";
     /// `server.body_limit_mib`.
     pub const BODY_LIMIT_MIB: &str = "SDGEN_BODY_LIMIT_MIB";
     /// `server.queue_limit`.
@@ -102,6 +107,8 @@ pub struct Server {
     pub port: u16,
     /// `user:password` pairs of HTTP Basic authentication; none = open.
     pub api_auth: Vec<Secret>,
+    /// Tokens of `Authorization: Bearer`, beside `api_auth`.
+    pub api_tokens: Vec<Secret>,
     /// Origins a browser may call from; `*` = any.
     pub cors_allow_origins: Vec<String>,
     /// The same as a regular expression over the whole origin.
@@ -138,6 +145,7 @@ impl Default for Server {
             host: "127.0.0.1".into(),
             port: 17860,
             api_auth: Vec::new(),
+            api_tokens: Vec::new(),
             cors_allow_origins: Vec::new(),
             cors_allow_origins_regex: None,
             subpath: None,

@@ -3,6 +3,8 @@
 //! `info` is what an operator wants once a job, `debug` once a stage, `trace` once a layer. Prompts and secrets are never
 //! logged above `debug`.
 
+pub mod metrics;
+
 use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
@@ -21,6 +23,16 @@ pub mod metric {
     pub const MODEL_LOAD_SECONDS: &str = "sdgen_model_load_seconds";
     /// Bytes in use on the device.
     pub const DEVICE_MEMORY_BYTES: &str = "sdgen_device_memory_bytes";
+    /// Resident bytes of the process.
+    pub const MEMORY_BYTES: &str = "sdgen_memory_bytes";
+    /// Previews made.
+    pub const PREVIEWS_TOTAL: &str = "sdgen_previews_total";
+    /// Attempts to deliver a webhook, by `result` (`done`, `failed`).
+    pub const WEBHOOKS_TOTAL: &str = "sdgen_webhooks_total";
+    /// Requests answered, by `method`, `route` and `status`.
+    pub const HTTP_REQUESTS_TOTAL: &str = "sdgen_http_requests_total";
+    /// Seconds from a request's head to its answer's, by `method` and `route`.
+    pub const HTTP_REQUEST_SECONDS: &str = "sdgen_http_request_seconds";
 }
 
 /// Starts logging for this process. A second call changes nothing.
@@ -45,10 +57,18 @@ pub fn init(log: &Log) {
 /// Largest resident size of this process so far, in bytes; `None` where the system does not say.
 #[must_use]
 pub fn peak_memory_bytes() -> Option<u64> {
+    memory_bytes("VmHWM:")
+}
+
+/// Resident size of this process, in bytes; `None` where the system does not say.
+#[must_use]
+pub fn resident_memory_bytes() -> Option<u64> {
+    memory_bytes("VmRSS:")
+}
+
+fn memory_bytes(key: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(key))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
 }

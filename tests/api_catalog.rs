@@ -305,7 +305,7 @@ fn credentials_guard_everything_but_health() {
     let refused = server.get("/sdapi/v1/options");
     assert_eq!(
         (refused.status, refused.header("www-authenticate")),
-        (401, Some("Basic"))
+        (401, Some("Basic realm=\"sdgen\""))
     );
     assert_eq!(
         refused.text(),

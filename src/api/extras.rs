@@ -15,6 +15,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::body::Body;
+use super::client::Client;
 use super::error::{ApiError, Problem, with_causes};
 use super::fields::{self, Default, Field, Kind};
 use super::middleware::Incompressible;
@@ -49,6 +50,18 @@ const FIELDS: &[Field] = &[
 const SINGLE: Field = ("image", Kind::Text, Default::Text(""));
 const BATCH: Field = ("imageList", Kind::List, Default::Null);
 
+/// Every field of `POST /sdapi/v1/extra-single-image`.
+#[must_use]
+pub fn single_fields() -> Vec<Field> {
+    [FIELDS, &[SINGLE]].concat()
+}
+
+/// Every field of `POST /sdapi/v1/extra-batch-images`.
+#[must_use]
+pub fn batch_fields() -> Vec<Field> {
+    [FIELDS, &[BATCH]].concat()
+}
+
 /// Longest side of a picture that is sent or made, pixels.
 const LONGEST_SIDE: u32 = 16_384;
 
@@ -81,9 +94,13 @@ struct Prepared {
 ///
 /// # Errors
 /// 422 for fields and sizes, 400 for a picture or name that is unknown, 501 for restoring faces.
-pub async fn single(State(app): State<Arc<App>>, Body(body): Body) -> Result<Response, ApiError> {
-    let made = run(app, move |app| {
-        let mut model = fields::read(&body, &[FIELDS, &[SINGLE]].concat())?;
+pub async fn single(
+    State(app): State<Arc<App>>,
+    client: Client,
+    Body(body): Body,
+) -> Result<Response, ApiError> {
+    let made = run(app, client, move |app| {
+        let mut model = fields::read(&body, &single_fields())?;
         let image = match model.remove("image") {
             Some(Value::String(text)) => text,
             _ => String::new(),
@@ -106,9 +123,13 @@ pub async fn single(State(app): State<Arc<App>>, Body(body): Body) -> Result<Res
 ///
 /// # Errors
 /// As [`single`].
-pub async fn batch(State(app): State<Arc<App>>, Body(body): Body) -> Result<Response, ApiError> {
-    let made = run(app, move |app| {
-        let mut model = fields::read(&body, &[FIELDS, &[BATCH]].concat())?;
+pub async fn batch(
+    State(app): State<Arc<App>>,
+    client: Client,
+    Body(body): Body,
+) -> Result<Response, ApiError> {
+    let made = run(app, client, move |app| {
+        let mut model = fields::read(&body, &batch_fields())?;
         let images = image_list(model.remove("imageList").unwrap_or_default())?;
         prepare(app, &model, &images)
     })
@@ -132,10 +153,12 @@ struct Made {
 
 async fn run(
     app: Arc<App>,
+    client: Client,
     prepare: impl FnOnce(&App) -> Result<Prepared, ApiError> + Send + 'static,
 ) -> Result<Made, ApiError> {
     let for_check = app.clone();
-    let prepared = blocking(move || prepare(&for_check)).await?;
+    let mut prepared = blocking(move || prepare(&for_check)).await?;
+    prepared.job.client = client.0;
     let mut handle = app.engine.submit_extras(prepared.job.clone()).await?;
     handle.started().await;
     let extras = handle.finished().await?;

@@ -12,6 +12,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value};
 
 use super::body::Body;
+use super::client::Client;
 use super::error::ApiError;
 use super::infotext::{self, Tab};
 use super::middleware::Incompressible;
@@ -23,26 +24,34 @@ use crate::engine::{self, JobHandle};
 ///
 /// # Errors
 /// Whatever the request or the job fails with.
-pub async fn txt2img(State(app): State<Arc<App>>, Body(body): Body) -> Result<Response, ApiError> {
-    run(app, body, Tab::Txt2img, resolve::txt2img).await
+pub async fn txt2img(
+    State(app): State<Arc<App>>,
+    client: Client,
+    Body(body): Body,
+) -> Result<Response, ApiError> {
+    run(app, (client, body), Tab::Txt2img, resolve::txt2img).await
 }
 
 /// Makes pictures from pictures.
 ///
 /// # Errors
 /// Whatever the request or the job fails with.
-pub async fn img2img(State(app): State<Arc<App>>, Body(body): Body) -> Result<Response, ApiError> {
-    run(app, body, Tab::Img2img, resolve::img2img).await
+pub async fn img2img(
+    State(app): State<Arc<App>>,
+    client: Client,
+    Body(body): Body,
+) -> Result<Response, ApiError> {
+    run(app, (client, body), Tab::Img2img, resolve::img2img).await
 }
 
 async fn run(
     app: Arc<App>,
-    body: Bytes,
+    (client, body): (Client, Bytes),
     tab: Tab,
     prepare: fn(&App, Map<String, Value>) -> Result<Prepared, ApiError>,
 ) -> Result<Response, ApiError> {
     let for_check = app.clone();
-    let prepared = blocking(move || {
+    let mut prepared = blocking(move || {
         let mut sent = fields::parse_object(&body)?;
         drop(body);
         infotext::fill(&for_check, &mut sent, tab);
@@ -50,6 +59,7 @@ async fn run(
         prepare(&for_check, wire)
     })
     .await?;
+    prepared.job.client = client.0;
     let mut handle = app.engine.submit(prepared.job.clone()).await?;
     handle.started().await;
     let task = app.tasks.spawn(finish(app.clone(), handle, prepared));

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
@@ -17,6 +17,7 @@ use serde_json::{Map, Value, json};
 use super::body::Body;
 use super::client::Client;
 use super::error::{ApiError, Problem};
+use super::extract::{Path, Query};
 use super::job_runner::{self, stored};
 use super::{App, blocking, fields, webhook};
 use crate::engine::JobState;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::{Extensions, HeaderMap, HeaderValue, Method, StatusCode, Version, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -20,6 +20,7 @@ use tracing::Instrument;
 
 use super::error::ApiError;
 use super::{App, auth};
+use crate::telemetry::metrics;
 
 /// Bodies below this many bytes are not worth compressing.
 const COMPRESS_FROM: u64 = 1000;
@@ -37,7 +38,7 @@ pub fn wrap(routes: Router, app: &Arc<App>) -> Router {
     routes
         .layer(gzip)
         .layer(from_fn(head_only_where_useful))
-        .layer(from_fn_with_state(app.clone(), auth::require))
+        .layer(from_fn_with_state(auth::Guard::new(app), auth::require))
         .layer(CatchPanicLayer::custom(crashed))
         .layer(cors(app))
         .layer(from_fn_with_state(app.clone(), time))
@@ -52,15 +53,19 @@ async fn time(State(app): State<Arc<App>>, request: Request, next: Next) -> Resp
     static REQUESTS: AtomicU64 = AtomicU64::new(1);
     let id = REQUESTS.fetch_add(1, Ordering::Relaxed);
     let (method, path) = (request.method().clone(), request.uri().path().to_string());
+    let route = request.extensions().get::<MatchedPath>().cloned();
     let span = tracing::info_span!("request", id);
     let started = Instant::now();
     let mut response = next.run(request).instrument(span.clone()).await;
-    let seconds = started.elapsed().as_secs_f64();
+    let took = started.elapsed();
+    let seconds = took.as_secs_f64();
     let value = format!("{seconds:.4}");
     if let Ok(value) = HeaderValue::from_str(&value) {
         response.headers_mut().insert("x-process-time", value);
     }
     let status = response.status().as_u16();
+    let route = route.as_ref().map_or("other", MatchedPath::as_str);
+    metrics::http_answered(method.as_str(), route, status, took);
     span.in_scope(|| {
         if app.config.server.access_log {
             tracing::info!(%method, path, status, seconds, "request");

@@ -9,7 +9,9 @@ pub mod catalog;
 pub mod checkpoints;
 pub mod client;
 pub mod codecs;
+pub mod docs;
 pub mod error;
+pub mod extract;
 pub mod extras;
 pub mod fields;
 pub mod generate;
@@ -22,8 +24,11 @@ pub mod jobs;
 mod known_names;
 pub mod large_copy;
 pub mod masks;
+pub mod metrics;
 pub mod middleware;
 pub mod networks;
+pub mod openai;
+pub mod openapi;
 pub mod options;
 pub mod options_table;
 pub mod outbound;
@@ -38,6 +43,7 @@ pub mod serve;
 pub mod settings;
 pub mod styles;
 pub mod system;
+pub mod throttle;
 pub mod types;
 pub mod upscalers;
 pub mod vocabulary;
@@ -248,6 +254,17 @@ fn routes(app: &App) -> Routes {
         ("/v1/jobs/{id}/result", get(jobs::result)),
         ("/v1/jobs/{id}/images/{number}", get(jobs::image)),
         ("/v1/events", get(job_events::queue)),
+        ("/v1/images/generations", post(openai::images::generations)),
+        ("/v1/images/edits", post(openai::images::edits)),
+        ("/v1/images/variations", post(openai::images::variations)),
+        ("/v1/images/files/{name}", get(openai::links::picture)),
+        ("/v1/models", get(openai::models::list)),
+        ("/v1/models/{id}", get(openai::models::get)),
+        ("/openapi.json", get(openapi::openapi)),
+        ("/docs", get(docs::page)),
+        ("/redoc", get(docs::page)),
+        ("/docs/{name}", get(docs::asset)),
+        ("/metrics", get(metrics::metrics)),
         ("/healthz", get(system::healthz)),
         ("/readyz", get(system::readyz)),
     ];

@@ -11,6 +11,7 @@ use super::jobs::view;
 use super::outbound::{self, Reach};
 use super::{App, blocking};
 use crate::engine::history::Record;
+use crate::telemetry::metrics::{self, Delivery};
 
 /// Time between attempts; one more attempt than intervals.
 const INTERVALS: [Duration; 4] = [
@@ -90,6 +91,11 @@ fn post(app: &App, address: &str, body: &str) -> Result<(), ApiError> {
     let agent = outbound::agent(reach(app), PATIENCE, "sdgen");
     let request = agent.post(address).content_type("application/json");
     let answer = request.send(body);
+    metrics::webhook_sent(if answer.is_ok() {
+        Delivery::Done
+    } else {
+        Delivery::Failed
+    });
     answer
         .map(drop)
         .map_err(|error| ApiError::bad_request(error.to_string()))

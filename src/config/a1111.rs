@@ -176,6 +176,13 @@ fn apply(
             let pairs = first.split(',').filter(|pair| !pair.is_empty());
             extend_list(out, key, pairs, origin);
         }
+        Act::PairsFile => {
+            let text = std::fs::read_to_string(first)
+                .map_err(|error| wrong(format!("cannot read `{first}`: {error}")))?;
+            let pairs = text.split([',', '\n']).map(str::trim);
+            let pairs = pairs.filter(|pair| !pair.is_empty());
+            extend_list(out, "server.api_auth", pairs, origin);
+        }
         Act::Set(key, Kind::Append) => extend_list(out, key, std::iter::once(first), origin),
         Act::Set(key, kind) => set(key, parse(kind, first).map_err(wrong)?),
         Act::Switch(key, on) => set(key, Value::Boolean(on)),
@@ -275,6 +282,20 @@ mod tests {
             all.settings.last().unwrap().value.to_string(),
             "[\"a:b\", \"c:d\", \"e:f\"]"
         );
+    }
+
+    #[test]
+    fn a_file_of_credentials_adds_to_them() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "c:d, e:f\n\ng:h:i\n").unwrap();
+        let path = file.path().display();
+        let all = run(&format!("--api-auth a:b --api-auth-file {path}")).unwrap();
+        assert_eq!(
+            all.settings.last().unwrap().value.to_string(),
+            "[\"a:b\", \"c:d\", \"e:f\", \"g:h:i\"]"
+        );
+        let missing = run("--gradio-auth-path /nonexistent/pairs").unwrap_err();
+        assert!(missing.to_string().contains("cannot read"), "{missing}");
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub(super) enum Act {
     Fixed(&'static str, &'static str),
     /// `--data-dir`.
     DataDir,
+    /// A file of `user:password` pairs.
+    PairsFile,
     /// `--device-id N`.
     DeviceId,
     /// `--use-cpu all`.
@@ -54,7 +56,8 @@ pub(super) const FLAGS: &[Row] = &[
     ("nowebui", Arity::None, Act::Switch("server.root_page", false)),
     ("api-auth", Arity::One, Act::Set("server.api_auth", Kind::List)),
     ("gradio-auth", Arity::One, Act::Set("server.api_auth", Kind::List)),
-    ("gradio-auth-path", Arity::One, Act::Refuse("`--gradio-auth-path` is not supported; give the pairs with `--api-auth`")),
+    ("api-auth-file", Arity::One, Act::PairsFile),
+    ("gradio-auth-path", Arity::One, Act::PairsFile),
     ("api-log", Arity::None, Act::Switch("server.access_log", true)),
     ("api-server-stop", Arity::None, Act::Switch("server.server_stop", true)),
     ("add-stop-route", Arity::None, Act::Silent),

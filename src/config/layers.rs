@@ -135,6 +135,7 @@ const ENVIRONMENT: &[(&str, &str, Kind)] = &[
     (env::HOST, "server.host", Kind::Text),
     (env::PORT, "server.port", Kind::Int),
     (env::API_AUTH, "server.api_auth", Kind::List),
+    (env::API_TOKENS, "server.api_tokens", Kind::List),
     (env::BODY_LIMIT_MIB, "server.body_limit_mib", Kind::Int),
     (env::QUEUE_LIMIT, "server.queue_limit", Kind::Int),
     (env::SHUTDOWN_GRACE, "server.shutdown_grace_s", Kind::Int),

@@ -1,6 +1,6 @@
 //! What settings must hold, setting by setting; [`super::Config::validate`] collects it.
 
-use super::{Limits, Problem, Server};
+use super::{Limits, Problem, SHORTEST_TOKEN, Server};
 
 /// A problem with `key` unless all is well.
 pub(super) fn must(ok: bool, key: &str, message: impl FnOnce() -> String) -> Option<Problem> {
@@ -22,6 +22,12 @@ impl Server {
             let good = pair.is_some_and(|(user, _)| !user.is_empty());
             problems.extend(must(good, "server.api_auth", || {
                 format!("entry {} must have the form `user:password`", index + 1)
+            }));
+        }
+        for (index, token) in self.api_tokens.iter().enumerate() {
+            let good = token.expose().len() >= SHORTEST_TOKEN;
+            problems.extend(must(good, "server.api_tokens", || {
+                format!("entry {} must have {SHORTEST_TOKEN} characters", index + 1)
             }));
         }
         if let Some(pattern) = &self.cors_allow_origins_regex

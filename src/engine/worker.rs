@@ -22,6 +22,7 @@ use super::{Error, ExtrasJob, Job, JobState, Outcome, PREVIEW_BATCHES};
 use crate::pipeline::{
     self, Control, Extras, GenerateRequest, Generated, Observer, Progress, Timings,
 };
+use crate::telemetry::metrics::{self, JobResult, StepClock};
 
 /// How long one look at a preview asks for further previews.
 const PREVIEW_INTEREST: Duration = Duration::from_secs(10);
@@ -201,10 +202,12 @@ impl<B: Backend> Worker<B> {
         while let Some((command, permit)) = queue.pop() {
             match command {
                 Command::Generate(job) if job.reply.is_closed() => {
+                    metrics::job_ended(JobResult::Abandoned);
                     tracing::debug!(job = %job.job.id, "dropped: its client left the queue");
                 }
                 Command::Generate(job) => self.job(*job),
                 Command::Extras(job) if job.reply.is_closed() => {
+                    metrics::job_ended(JobResult::Abandoned);
                     tracing::debug!(job = %job.job.id, "dropped: its client left the queue");
                 }
                 Command::Extras(job) => self.extras(*job),
@@ -249,6 +252,8 @@ impl<B: Backend> Worker<B> {
         let result = self.generate(&queued);
         self.status.send_modify(Status::end);
         self.previews.clear();
+        let interrupted = result.as_ref().map(|made| made.generated.interrupted);
+        metrics::job_ended(JobResult::of(interrupted.ok()));
         let seconds = started.elapsed().as_secs_f64();
         let generated = result.as_ref().map(|outcome| &outcome.generated);
         for comment in generated.map_or(&[][..], |generated| &generated.comments) {
@@ -281,6 +286,7 @@ impl<B: Backend> Worker<B> {
             cancel: &queued.cancel,
             previews: &self.previews,
             preview_every: queued.job.preview_every,
+            clock: StepClock::default(),
         };
         let request = &queued.job.request;
         let backend = &mut self.backend;
@@ -349,6 +355,7 @@ impl<B: Backend> Worker<B> {
             }
         };
         let info = selection.describe(self.backend.native_size(&model));
+        metrics::MODEL_LOAD_SECONDS.observe(started.elapsed());
         let resident = Resident {
             selection: selection.clone(),
             info,
@@ -449,6 +456,7 @@ struct JobObserver<'a> {
     cancel: &'a CancelToken,
     previews: &'a PreviewSlot,
     preview_every: usize,
+    clock: StepClock,
 }
 
 impl Observer for JobObserver<'_> {
@@ -457,6 +465,7 @@ impl Observer for JobObserver<'_> {
     }
 
     fn progress(&self, progress: Progress) {
+        self.clock.at(progress.step);
         self.state.send_replace(JobState::Running(progress));
         self.status.send_modify(|status| status.progress = progress);
     }
@@ -473,6 +482,7 @@ impl Observer for JobObserver<'_> {
     }
 
     fn preview(&self, image: image::RgbImage) {
+        metrics::PREVIEWS.increment();
         self.previews.put(image);
     }
 }

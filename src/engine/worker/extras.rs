@@ -8,6 +8,7 @@ use crate::engine::backend::Backend;
 use crate::engine::status::{Running, Status};
 use crate::engine::{Error, JobState};
 use crate::pipeline::{Extras, Progress};
+use crate::telemetry::metrics::{self, JobResult, StepClock};
 
 impl<B: Backend> Worker<B> {
     pub(super) fn extras(&mut self, queued: QueuedExtras) {
@@ -32,6 +33,8 @@ impl<B: Backend> Worker<B> {
         queued.state.send_replace(JobState::Running(first));
         let result = self.upscale(&queued);
         self.status.send_modify(Status::end);
+        let interrupted = result.as_ref().map(|extras| extras.interrupted);
+        metrics::job_ended(JobResult::of(interrupted.ok()));
         let seconds = started.elapsed().as_secs_f64();
         match &result {
             Ok(extras) => tracing::info!(
@@ -53,6 +56,7 @@ impl<B: Backend> Worker<B> {
             cancel: &queued.cancel,
             previews: &self.previews,
             preview_every: 0,
+            clock: StepClock::default(),
         };
         let (backend, request) = (&mut self.backend, &queued.job.request);
         let result = catch_unwind(AssertUnwindSafe(|| backend.upscale(request, &observer)));

@@ -1,0 +1,23 @@
+//! `GET /metrics`: Prometheus text.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+
+use super::App;
+use crate::telemetry;
+use crate::telemetry::metrics::{Gauges, render};
+
+/// Every metric of this process.
+pub async fn metrics(State(app): State<Arc<App>>) -> Response {
+    // A device that is the host uses the host's memory.
+    let is_host = app.engine.device().device == "cpu";
+    let text = render(Gauges {
+        queue_length: app.engine.pending().len(),
+        device_memory_bytes: telemetry::resident_memory_bytes().filter(|_| is_host),
+    });
+    let kind = "text/plain; version=0.0.4; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], text).into_response()
+}
