@@ -17,7 +17,11 @@ fn drive(program: &mut Command, probe: &[&str], script: &str) {
     let name = program.get_program().to_string_lossy().into_owned();
     let found = Command::new(&name)
         .args(probe)
-        .envs(program.get_envs().filter_map(|(key, value)| Some((key, value?))))
+        .envs(
+            program
+                .get_envs()
+                .filter_map(|(key, value)| Some((key, value?))),
+        )
         .output();
     assert!(
         found.is_ok_and(|output| output.status.success()),
