@@ -18,7 +18,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use exchange::{Peer, setting, until};
-use rand::Rng as _;
 use serde_json::{Value, json};
 use server::Server;
 
@@ -98,7 +97,7 @@ async fn crash() {
             })
             .collect();
         // From before the model is loaded to the middle of the jobs.
-        let lifetime = Duration::from_millis(rand::rng().random_range(20..2500));
+        let lifetime = Duration::from_millis(rand::random_range(20..2500));
         tokio::time::sleep(lifetime).await;
         let peer = Peer {
             port: server.port,

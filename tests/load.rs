@@ -21,8 +21,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use exchange::{Peer, percentile, setting, until};
-use rand::Rng as _;
+use exchange::{Peer, percentile, setting};
 use serde_json::{Map, Value, json};
 use server::Server;
 
@@ -73,7 +72,7 @@ async fn work(shared: &Shared, client: usize, seed: usize) {
     };
     let sent = Instant::now();
     let result = if seed % LEFT == 7 {
-        let patience = Duration::from_millis(rand::rng().random_range(1..400));
+        let patience = Duration::from_millis(rand::random_range(1..400));
         let stream = peer.open("POST", "/sdapi/v1/txt2img", &body).await;
         tokio::time::sleep(patience).await;
         drop(stream);
@@ -127,7 +126,7 @@ async fn client(shared: Arc<Shared>, number: usize, jobs: usize) {
 async fn interrupts(shared: Arc<Shared>, total: usize) -> usize {
     let mut sent = 0;
     while shared.ended.load(Ordering::Relaxed) < total {
-        tokio::time::sleep(Duration::from_millis(rand::rng().random_range(50..1500))).await;
+        tokio::time::sleep(Duration::from_millis(rand::random_range(50..1500))).await;
         let answer = shared.peer.post("/sdapi/v1/interrupt", &Value::Null).await;
         assert_eq!(answer.unwrap().status, 200, "interrupt");
         sent += 1;
@@ -146,10 +145,9 @@ async fn switches(shared: Arc<Shared>, total: usize, count: usize) {
         .collect();
     assert_eq!(titles.len(), 3, "{models}");
     for i in 0..count {
-        until("the next switch", async || {
-            (shared.ended.load(Ordering::Relaxed) >= i * total / count).then_some(())
-        })
-        .await;
+        while shared.ended.load(Ordering::Relaxed) < i * total / count {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         let title = &titles[i % 3];
         let body = json!({ "sd_model_checkpoint": title });
         let answer = shared.peer.post("/sdapi/v1/options", &body).await.unwrap();
