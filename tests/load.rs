@@ -153,7 +153,9 @@ async fn switches(shared: Arc<Shared>, total: usize, count: usize) {
         let answer = shared.peer.post("/sdapi/v1/options", &body).await.unwrap();
         assert_eq!(answer.status, 200, "switch: {}", answer.text());
         let options = shared.peer.get("/sdapi/v1/options").await.unwrap().json();
-        assert_eq!(&options["sd_model_checkpoint"], title);
+        // A title gains its hash once the file has been loaded.
+        let chosen = options["sd_model_checkpoint"].as_str().unwrap();
+        assert!(chosen.starts_with(title.as_str().unwrap()), "{chosen}");
     }
 }
 
