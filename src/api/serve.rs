@@ -73,8 +73,10 @@ pub async fn run(listener: TcpListener, app: Arc<App>) -> std::io::Result<()> {
     let server = axum::serve(listener, service).with_graceful_shutdown(stopping.cancelled_owned());
     let mut server = tokio::spawn(server.into_future());
     tokio::select! {
-        ended = &mut server => return ended?,
+        // Without open connections the listener ends as soon as it is told to; jobs may still run.
+        biased;
         () = app.shutdown.cancelled() => {}
+        ended = &mut server => return ended?,
     }
     let grace = Duration::from_secs(app.config.server.shutdown_grace_s);
     app.engine.shut_down(grace).await;
