@@ -34,7 +34,8 @@ fn picture(file: &str) -> RgbImage {
 }
 
 fn open(file: &str) -> Box<dyn Source> {
-    weights::open::WeightFile::open(&path(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
+    let opened = weights::open::WeightFile::open(&path(file));
+    Box::new(opened.unwrap_or_else(|error| panic!("{file}: {error}")))
 }
 
 /// `[1, 3, h, w]` through a network.

@@ -32,9 +32,10 @@ pub(crate) fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> 
     }
 }
 
-/// The program under test, with none of our variables in its environment.
+/// The program under test, or the one that `SDGEN_BIN` names, with none of our variables in its environment.
 pub(crate) fn sdgen() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sdgen"));
+    let built = || env!("CARGO_BIN_EXE_sdgen").into();
+    let mut command = Command::new(std::env::var_os("SDGEN_BIN").unwrap_or_else(built));
     for name in [
         "SDGEN_DATA_DIR",
         "SDGEN_CONFIG",
@@ -128,6 +129,10 @@ impl Server {
         until("the server to be ready", || {
             (self.get("/readyz").status == 200).then_some(())
         });
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     pub(crate) fn log(&self) -> String {
