@@ -176,6 +176,13 @@ fn apply(
             let pairs = first.split(',').filter(|pair| !pair.is_empty());
             extend_list(out, key, pairs, origin);
         }
+        Act::AuthFile => {
+            let text = std::fs::read_to_string(first)
+                .map_err(|error| wrong(format!("cannot read `{first}`: {error}")))?;
+            let pairs = text.split([',', '\n']).map(str::trim);
+            let pairs = pairs.filter(|pair| !pair.is_empty());
+            extend_list(out, "server.api_auth", pairs, origin);
+        }
         Act::Set(key, Kind::Append) => extend_list(out, key, std::iter::once(first), origin),
         Act::Set(key, kind) => set(key, parse(kind, first).map_err(wrong)?),
         Act::Switch(key, on) => set(key, Value::Boolean(on)),
@@ -291,6 +298,27 @@ mod tests {
         let all = run("--frobnicate 3 --frobnicate 4 --listen").unwrap();
         assert_eq!(all.warnings, ["unknown flag ignored: `--frobnicate`"]);
         assert_eq!(all.settings.len(), 1);
+    }
+
+    #[test]
+    fn credentials_come_from_flags_and_a_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "c:d, e:f:g\n\nh:i\n").unwrap();
+        let line = format!(
+            "--api-auth a:b --gradio-auth-path {}",
+            file.path().display()
+        );
+        let all = run(&line).unwrap();
+        assert_eq!(
+            all.settings.last().unwrap().value.to_string(),
+            r#"["a:b", "c:d", "e:f:g", "h:i"]"#
+        );
+        let missing = run("--gradio-auth-path /nowhere/at/all").unwrap_err();
+        assert!(
+            missing
+                .to_string()
+                .contains("cannot read `/nowhere/at/all`")
+        );
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub(super) enum Act {
     Fixed(&'static str, &'static str),
     /// `--data-dir`.
     DataDir,
+    /// A file of credentials, `user:password` separated by commas or lines.
+    AuthFile,
     /// `--device-id N`.
     DeviceId,
     /// `--use-cpu all`.
@@ -54,7 +56,7 @@ pub(super) const FLAGS: &[Row] = &[
     ("nowebui", Arity::None, Act::Switch("server.root_page", false)),
     ("api-auth", Arity::One, Act::Set("server.api_auth", Kind::List)),
     ("gradio-auth", Arity::One, Act::Set("server.api_auth", Kind::List)),
-    ("gradio-auth-path", Arity::One, Act::Refuse("`--gradio-auth-path` is not supported; give the pairs with `--api-auth`")),
+    ("gradio-auth-path", Arity::One, Act::AuthFile),
     ("api-log", Arity::None, Act::Switch("server.access_log", true)),
     ("api-server-stop", Arity::None, Act::Switch("server.server_stop", true)),
     ("add-stop-route", Arity::None, Act::Silent),
@@ -93,6 +95,9 @@ pub(super) const FLAGS: &[Row] = &[
     ("controlnet-dir", Arity::One, Act::Set("paths.controlnet_dir", Kind::Text)),
     ("controlnet-annotator-models-path", Arity::One, Act::Silent),
     ("controlnet-preprocessor-models-dir", Arity::One, Act::Silent),
+    ("controlnet-loglevel", Arity::One, Act::Silent),
+    ("controlnet-preprocessor-cache-size", Arity::One, Act::Silent),
+    ("controlnet-tracemalloc", Arity::None, Act::Silent),
     ("styles-file", Arity::One, Act::Set("paths.styles_files", Kind::Append)),
     ("ui-settings-file", Arity::One, Act::Set("paths.settings_file", Kind::Text)),
     ("ui-config-file", Arity::One, Act::Silent),

@@ -38,6 +38,8 @@ pub struct InitImage {
     pub extra_noise: f32,
     /// Match the result's colours to the picture's.
     pub color_correction: bool,
+    /// The picture whose colours are meant; `None` = the one that the run starts from.
+    pub color_source: Option<Arc<RgbImage>>,
     /// The part that is painted anew; `None` = all.
     pub mask: Option<InpaintMask>,
 }
@@ -270,7 +272,9 @@ impl Pipeline {
                 picture = fill_masked(&picture, &prepared.mask);
             }
             if init.color_correction {
-                end.colors = Some(ColorReference::new(&picture));
+                end.colors = Some(ColorReference::new(
+                    init.color_source.as_deref().unwrap_or(&picture),
+                ));
             }
             let latents = self.encode_image(&picture)?;
             if self.unet.in_channels() > latents.shape[1] {
