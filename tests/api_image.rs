@@ -480,7 +480,7 @@ fn hires_fix_refuses_in_words() {
         ),
         (
             json!({ "hr_checkpoint_name": "other" }),
-            500,
+            404,
             "checkpoint not found: `other`; known: ",
         ),
     ] {
@@ -535,7 +535,10 @@ fn pictures_that_cannot_be_used_are_answered_in_words() {
              request 64 megapixels (setting `limits.max_megapixels`)"
         )
     };
-    let (not_found, url) = ("Init image not found", "Request to local resource not allowed");
+    let (not_found, url) = (
+        "Init image not found",
+        "Request to local resource not allowed",
+    );
     let unknown = "Invalid encoded image: unknown picture format; use PNG, JPEG or WebP";
     for (changes, status, message) in [
         (json!({ "init_images": null }), 404, not_found.to_string()),
