@@ -14,7 +14,7 @@ use super::App;
 use super::error::ApiError;
 
 /// How long a client may send nothing in the middle of a body.
-const PART_TIME: Duration = Duration::from_secs(60);
+const PART_TIME: Duration = Duration::from_mins(1);
 /// What is set aside for a body before any of it has come, at most: its announced length is only a claim.
 const FIRST_BYTES: u64 = 1 << 20;
 

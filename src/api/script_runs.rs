@@ -236,7 +236,7 @@ fn check_enlarged(
     let size = init
         .pictures
         .first()
-        .map_or((0, 0), |first| first.dimensions());
+        .map_or((0, 0), image::ImageBuffer::dimensions);
     let (width, height) = script.enlarged(size);
     let most = limits.max_megapixels as u64 * 1_000_000;
     let area = u64::from(width) * u64::from(height) * generate.batch_count as u64;
