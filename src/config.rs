@@ -8,14 +8,17 @@ pub mod a1111;
 mod a1111_flags;
 mod device;
 pub mod layers;
+mod problems;
+mod secret;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 pub use device::{DeviceChoice, DtypeChoice};
+pub use secret::Secret;
 
 /// What `Version:` says in the infotext.
 pub const VERSION_TEXT: &str = "v1.10.1";
@@ -214,6 +217,9 @@ pub struct Model {
     pub vae: Option<String>,
     /// Load before the first request.
     pub load_at_start: bool,
+    /// Bytes of weights that may stay in memory, MiB; 0 = what the device has. How many checkpoints is the option
+    /// `sd_checkpoints_limit`.
+    pub memory_mib: u64,
     /// Compute SHA-256 of checkpoints; without it titles carry no `[hash]`.
     pub hashing: bool,
 }
@@ -224,6 +230,7 @@ impl Default for Model {
             checkpoint: None,
             vae: None,
             load_at_start: true,
+            memory_mib: 0,
             hashing: true,
         }
     }
@@ -290,37 +297,6 @@ pub enum LogFormat {
     Json,
 }
 
-/// A value that is never shown.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(transparent)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Wraps a secret.
-    #[must_use]
-    pub fn new(value: impl Into<String>) -> Self {
-        Self(value.into())
-    }
-
-    /// The secret itself, for comparing.
-    #[must_use]
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
-}
-
-impl Serialize for Secret {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str("***")
-    }
-}
-
 /// One thing wrong with the settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
@@ -340,72 +316,13 @@ impl Config {
     /// All problems, not only the first; empty = good.
     #[must_use]
     pub fn validate(&self) -> Vec<Problem> {
-        let mut problems = Vec::new();
-        let mut check = |ok: bool, key: &str, message: String| {
-            if !ok {
-                problems.push(Problem {
-                    key: key.into(),
-                    message,
-                });
-            }
-        };
-        let server = &self.server;
-        check(
-            !server.host.is_empty(),
-            "server.host",
-            "must not be empty; use `127.0.0.1` or `0.0.0.0`".into(),
-        );
-        for (index, pair) in server.api_auth.iter().enumerate() {
-            let good = pair
-                .expose()
-                .split_once(':')
-                .is_some_and(|(user, _)| !user.is_empty());
-            check(
-                good,
-                "server.api_auth",
-                format!("entry {} must have the form `user:password`", index + 1),
-            );
-        }
-        if let Some(pattern) = &server.cors_allow_origins_regex
-            && let Err(error) = regex::Regex::new(pattern)
-        {
-            check(
-                false,
-                "server.cors_allow_origins_regex",
-                format!("not a regular expression: `{pattern}`: {error}"),
-            );
-        }
-        check(
-            server.body_limit_mib >= 1,
-            "server.body_limit_mib",
-            "must be at least 1".into(),
-        );
-        check(
-            server.queue_limit >= 1,
-            "server.queue_limit",
-            "must be at least 1".into(),
-        );
-        let limits = &self.limits;
-        for (key, value, least) in [
-            ("limits.max_side", limits.max_side, 64),
-            ("limits.max_megapixels", limits.max_megapixels, 1),
-            ("limits.max_steps", limits.max_steps, 1),
-            ("limits.max_batch_size", limits.max_batch_size, 1),
-            ("limits.max_batch_count", limits.max_batch_count, 1),
-            ("limits.max_prompt_kib", limits.max_prompt_kib, 1),
-        ] {
-            check(
-                value >= least,
-                key,
-                format!("must be at least {least}: `{value}`"),
-            );
-        }
-        let filter = tracing_subscriber::EnvFilter::try_new(&self.log.level);
-        check(
-            filter.is_ok(),
+        let mut problems = self.server.problems();
+        problems.extend(self.limits.problems());
+        problems.extend(problems::must(
+            tracing_subscriber::EnvFilter::try_new(&self.log.level).is_ok(),
             "log.level",
-            format!("not a level or filter: `{}`", self.log.level),
-        );
+            || format!("not a level or filter: `{}`", self.log.level),
+        ));
         problems
     }
 

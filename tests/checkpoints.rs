@@ -147,7 +147,7 @@ fn a_folder_is_told_that_diffusers_folders_are_not_loaded() {
     let folder = Folder::new();
     assert_eq!(
         refusal(folder.0.path()),
-        "`FILE` is a folder; sdgen loads SDXL checkpoints as a single `.safetensors` file: a diffusers folder cannot be loaded yet; use the model's single-file release"
+        "`FILE` is a folder; sdgen loads SDXL checkpoints as a single `.safetensors` or `.ckpt` file: a diffusers folder cannot be loaded yet; use the model's single-file release"
     );
 }
 
@@ -250,12 +250,12 @@ fn other_formats_are_named() {
     let folder = Folder::new();
     let pickles: [(&str, &[u8], &str); 4] = [
         (
-            "model.ckpt",
+            "zip.safetensors",
             b"PK\x03\x04\0\0\0\0\0\0",
             "a pickled PyTorch file (zip)",
         ),
         (
-            "old.ckpt",
+            "old.safetensors",
             b"\x80\x02}q\0X\0\0\0\0",
             "a pickled PyTorch file",
         ),
@@ -271,7 +271,7 @@ fn other_formats_are_named() {
         assert_eq!(
             refusal(&path),
             format!(
-                "`FILE` is {what}; sdgen loads SDXL checkpoints as a single `.safetensors` file: convert it with a tool you trust, or use the model's `.safetensors` release"
+                "`FILE` is {what}; sdgen loads SDXL checkpoints as a single `.safetensors` or `.ckpt` file: convert it with a tool you trust, or use the model's `.safetensors` release"
             )
         );
     }

@@ -99,6 +99,9 @@ const UNSAFE: &[&str] = &[
 /// Lines a file may have.
 const LINES: usize = 500;
 
+/// Lines of code a function may have, signature and braces included; comments and empty lines do not count.
+const FUNCTION_LINES: usize = 60;
+
 /// Files that may have more, how many, and why.
 const LONG: &[(&str, usize, &str)] = &[];
 
@@ -171,6 +174,34 @@ fn files_stay_short() {
 }
 
 #[test]
+fn functions_stay_short() {
+    let long: Vec<String> = sources()
+        .iter()
+        .filter(|file| !file.name.ends_with("tests.rs"))
+        .flat_map(|file| {
+            let long = functions(file).into_iter();
+            long.filter(|(_, lines)| *lines > FUNCTION_LINES)
+                .map(|(name, lines)| format!("{}: `{name}` has {lines}", file.name))
+        })
+        .collect();
+    assert!(
+        long.is_empty(),
+        "split what is set up off what is done: {long:#?}"
+    );
+}
+
+#[test]
+fn functions_are_counted_to_their_closing_brace() {
+    let text = "pub fn a(\n    x: [u8; { 3 }],\n) {\n    // no\n\n    \"}\";\n    fn b() {}\n}\n\
+        trait C {\n    fn d(&self);\n    fn e(&self) -> [u8; 2] {\n        [1, 2]\n    }\n}\n\
+        mod tests {\n    fn f() {\n    }\n}";
+    let got = functions(&Source::new("room/part.rs", text));
+    let want = [("a", 6), ("b", 1), ("e", 3)];
+    let want = want.map(|(name, lines)| (name.to_string(), lines));
+    assert_eq!(got, want);
+}
+
+#[test]
 fn the_reader_sees_through_comments_literals_braces_and_inline_modules() {
     let text = r##"
         //! crate::no
@@ -202,6 +233,10 @@ struct Source {
     module: Vec<String>,
     lines: usize,
     tokens: Vec<Token>,
+    /// The line of each token, from 0.
+    places: Vec<usize>,
+    /// Whether a line has more on it than a comment.
+    code: Vec<bool>,
 }
 
 impl Source {
@@ -214,11 +249,15 @@ impl Source {
         if module.last().is_some_and(|last| last == "mod") || module == ["main"] {
             module.pop();
         }
+        let (tokens, places) = tokens(text).into_iter().unzip();
+        let is_code = |line: &str| !line.trim().is_empty() && !line.trim().starts_with("//");
         Self {
             name: name.into(),
             module,
             lines: text.lines().count(),
-            tokens: tokens(text),
+            tokens,
+            places,
+            code: text.lines().map(is_code).collect(),
         }
     }
 }
@@ -265,13 +304,61 @@ enum Token {
     Mark(char),
 }
 
-/// Words and marks; comments, strings, characters, numbers' insides and lifetimes are dropped.
-fn tokens(text: &str) -> Vec<Token> {
+/// Name and lines of code of each function with a body, those of tests left out.
+fn functions(file: &Source) -> Vec<(String, usize)> {
+    let mut found = Vec::new();
+    for (i, pair) in file.tokens.windows(2).enumerate() {
+        match pair {
+            [Token::Word(word), Token::Word(name)] if word == "mod" && name.ends_with("tests") => {
+                break;
+            }
+            [Token::Word(word), Token::Word(name)] if word == "fn" => {
+                if let Some(end) = end_of_function(&file.tokens, i + 2) {
+                    let lines = &file.code[file.places[i]..=file.places[end]];
+                    found.push((name.clone(), lines.iter().filter(|code| **code).count()));
+                }
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+/// The closing brace of a function whose parameters begin at `start`; nothing if it has no body.
+fn end_of_function(tokens: &[Token], start: usize) -> Option<usize> {
+    let (mut brackets, mut braces, mut is_body) = (0, 0, false);
+    for (i, token) in tokens.iter().enumerate().skip(start) {
+        let Token::Mark(mark) = token else { continue };
+        match mark {
+            '(' | '[' => brackets += 1,
+            ')' | ']' => brackets -= 1,
+            ';' if brackets == 0 && braces == 0 => return None,
+            '{' => {
+                is_body |= brackets == 0;
+                braces += 1;
+            }
+            '}' => {
+                braces -= 1;
+                if braces == 0 && is_body {
+                    return Some(i);
+                }
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
+/// Words and marks with their lines; comments, strings, characters, numbers' insides and lifetimes are dropped.
+fn tokens(text: &str) -> Vec<(Token, usize)> {
     let chars: Vec<char> = text.chars().collect();
     let at = |i: usize| chars.get(i).copied().unwrap_or('\0');
     let (mut out, mut i) = (Vec::new(), 0);
+    let (mut line, mut seen) = (0, 0);
     while i < chars.len() {
         let c = chars[i];
+        line += chars[seen..i].iter().filter(|c| **c == '\n').count();
+        seen = i;
         if c == '/' && at(i + 1) == '/' {
             while i < chars.len() && chars[i] != '\n' {
                 i += 1;
@@ -302,14 +389,14 @@ fn tokens(text: &str) -> Vec<Token> {
             if matches!(word.as_str(), "r" | "br" | "cr") && at(i + hashes) == '"' {
                 i = after_raw_string(&chars, i + hashes + 1, hashes);
             } else {
-                out.push(Token::Word(word));
+                out.push((Token::Word(word), line));
             }
         } else if c == ':' && at(i + 1) == ':' {
-            out.push(Token::Path);
+            out.push((Token::Path, line));
             i += 2;
         } else {
             if !c.is_whitespace() {
-                out.push(Token::Mark(c));
+                out.push((Token::Mark(c), line));
             }
             i += 1;
         }

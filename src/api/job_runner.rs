@@ -202,9 +202,15 @@ async fn live_through(
     let started = Instant::now();
     let (history, begun) = (app.jobs.history.clone(), id.clone());
     let begun = blocking(move || history.begin(&begun).map_err(|e| stored(&e))).await;
-    if !matches!(begun, Ok(true)) {
-        // Taken back at the last moment, or not to be noted as begun.
-        handle.cancel.interrupt();
+    match begun {
+        Ok(true) => {}
+        // Taken back at the last moment.
+        Ok(false) => handle.cancel.interrupt(),
+        Err(error) => tracing::error!(
+            id,
+            error = error.message(),
+            "a job's beginning was not noted"
+        ),
     }
     let outcome = watched(&mut handle, leave, progress).await;
     let is_ending = app.shutdown.is_cancelled();

@@ -60,7 +60,9 @@ pub async fn submit(
         if let Some(record) = app.jobs.history().get(&job.id).map_err(|e| stored(&e))? {
             return Ok((StatusCode::OK, Json(view(&app, &record))).into_response());
         }
-        let waiting = app.engine.pending().len();
+        let counts = app.jobs.history().counts().map_err(|e| stored(&e))?;
+        let queued = counts.iter().find(|(state, _)| *state == Stage::Queued);
+        let waiting = queued.map_or(0, |(_, count)| *count as usize);
         let limit = app.config.server.jobs_limit;
         if waiting >= limit {
             let seconds = waiting as f64 * app.jobs.average_seconds().unwrap_or(1.0);

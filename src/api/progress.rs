@@ -92,28 +92,12 @@ pub async fn task_progress(
         .get("id_live_preview")
         .and_then(Value::as_i64)
         .unwrap_or(-1);
-    let mut live_preview = Value::Null;
-    let mut id_live_preview = -1;
-    if active
-        && model
-            .get("live_preview")
-            .and_then(Value::as_bool)
-            .unwrap_or(true)
-    {
-        id_live_preview = seen;
-        let format: Format = app
-            .options
-            .snapshot()
-            .text("live_previews_image_format")
-            .parse()
-            .unwrap_or_default();
-        if let Some((base64, number)) = encode_preview(&app, format).await?
-            && number != seen
-        {
-            live_preview = Value::String(format!("data:{};base64,{base64}", format.mime()));
-            id_live_preview = number;
-        }
-    }
+    let wanted = model.get("live_preview").and_then(Value::as_bool);
+    let (live_preview, id_live_preview) = if active && wanted.unwrap_or(true) {
+        live_preview(&app, seen).await?
+    } else {
+        (Value::Null, -1)
+    };
     Ok(Json(json!({
         "active": active,
         "queued": position.is_some(),
@@ -124,6 +108,20 @@ pub async fn task_progress(
         "id_live_preview": id_live_preview,
         "textinfo": if active { Value::Null } else { Value::String(textinfo) },
     })))
+}
+
+/// The preview as a data URL with its number, or nothing if it is the one that was `seen`.
+async fn live_preview(app: &Arc<App>, seen: i64) -> Result<(Value, i64), ApiError> {
+    let options = app.options.snapshot();
+    let format = options.text("live_previews_image_format");
+    let format: Format = format.parse().unwrap_or_default();
+    Ok(match encode_preview(app, format).await? {
+        Some((base64, number)) if number != seen => {
+            let url = format!("data:{};base64,{base64}", format.mime());
+            (Value::String(url), number)
+        }
+        _ => (Value::Null, seen),
+    })
 }
 
 /// `GET /internal/pending-tasks`.

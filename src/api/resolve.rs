@@ -20,6 +20,7 @@ use super::{checkpoints, codecs, hires, overrides, script_runs, vocabulary};
 use crate::config::VERSION_TEXT;
 use crate::engine::checkpoint::{Checkpoint, Selection, VaeChoice};
 use crate::engine::limits::{self, Numbers, Violation, check, resolve_seed};
+use crate::engine::residents::ModelLimits;
 use crate::engine::{self, Job};
 use crate::imaging::{self, Format};
 use crate::pipeline::GenerateRequest;
@@ -246,6 +247,11 @@ fn finish(
 /// The checkpoint is unknown or unreadable.
 pub fn select(app: &App, options: &Options) -> Result<Selection, engine::Error> {
     let catalog = app.engine.catalog();
+    let memory = app.config.model.memory_mib;
+    app.engine.keep_models(ModelLimits {
+        count: options.int("sd_checkpoints_limit").clamp(1, 100) as usize,
+        bytes: (memory > 0).then_some(memory << 20),
+    });
     let checkpoint = match options.text("sd_model_checkpoint") {
         "" => catalog.default_checkpoint(),
         name => catalog.find(name)?,

@@ -1,5 +1,6 @@
 //! The server itself: health, flags, memory, the page at `/`, and ending it from outside.
 
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 
 use axum::Json;
@@ -9,7 +10,7 @@ use axum::response::{Html, IntoResponse, Response};
 use serde_json::{Map, Value, json};
 
 use super::{App, Readiness};
-use crate::config::a1111;
+use crate::config::{Config, a1111};
 
 const PAGE: &str = "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<title>sdgen</title>\n<h1>sdgen</h1>\n\
 <p>Stable Diffusion XL with A1111's REST API under <code>/sdapi/v1</code>.</p>\n</html>\n";
@@ -52,103 +53,72 @@ pub async fn readyz(State(app): State<Arc<App>>) -> Response {
         .into_response()
 }
 
+/// Flags whose value is a secret, or where one lies.
+const SECRETS: [&str; 5] = [
+    "api_auth",
+    "gradio_auth",
+    "gradio_auth_path",
+    "ngrok",
+    "ngrok_options",
+];
+
 /// `GET /sdapi/v1/cmd-flags`: every flag by destination name; secrets hidden, directories absolute.
 pub async fn cmd_flags(State(app): State<Arc<App>>) -> Json<Value> {
-    let config = &app.config;
+    let absent = |takes_value: bool| (!takes_value).then_some(false);
     let mut flags: Map<String, Value> = a1111::flag_names()
-        .map(|(name, takes_value)| {
-            (
-                name.replace('-', "_"),
-                if takes_value {
-                    Value::Null
-                } else {
-                    Value::Bool(false)
-                },
-            )
-        })
+        .map(|(name, takes_value)| (name.replace('-', "_"), json!(absent(takes_value))))
         .collect();
-    for (name, value) in &config.a1111_flags {
-        flags.insert(name.clone(), value.clone());
-    }
-    for name in [
-        "api_auth",
-        "gradio_auth",
-        "gradio_auth_path",
-        "ngrok",
-        "ngrok_options",
-    ] {
+    flags.extend(app.config.a1111_flags.clone());
+    for name in SECRETS {
         let given = flags.get(name).is_some_and(|value| !value.is_null());
-        flags.insert(
-            name.into(),
-            if given {
-                json!("<hidden>")
-            } else {
-                Value::Null
-            },
-        );
+        let shown = given.then_some("<hidden>");
+        flags.insert(name.into(), json!(shown));
     }
-    let models = config.models_dir();
-    let first = |dirs: &[std::path::PathBuf], default: &str| {
-        dirs.first()
-            .cloned()
-            .unwrap_or_else(|| models.join(default))
+    let settings = settings_in_force(&app.config);
+    flags.extend(settings.map(|(name, value)| (name.to_string(), value)));
+    Json(Value::Object(flags))
+}
+
+/// What the settings say, wherever they come from, under the names of A1111's flags.
+fn settings_in_force(config: &Config) -> impl Iterator<Item = (&'static str, Value)> {
+    let (server, paths, models) = (&config.server, &config.paths, config.models_dir());
+    let first = |dirs: &[PathBuf], default: &str| {
+        let dir = dirs.first().cloned();
+        json!(dir.unwrap_or_else(|| models.join(default)))
     };
-    let settings = [
+    let styles = match &paths.styles_files[..] {
+        [] => &[config.data_dir.join("styles.csv")],
+        styles => styles,
+    };
+    [
         ("api", json!(true)),
-        ("port", json!(config.server.port)),
-        ("listen", json!(config.server.host == "0.0.0.0")),
-        ("nowebui", json!(!config.server.root_page)),
-        ("api_log", json!(config.server.access_log)),
-        ("subpath", json!(config.server.subpath)),
+        ("port", json!(server.port)),
+        ("listen", json!(server.host == "0.0.0.0")),
+        ("nowebui", json!(!server.root_page)),
+        ("api_log", json!(server.access_log)),
+        ("subpath", json!(server.subpath)),
         ("data_dir", json!(config.data_dir)),
         ("models_dir", json!(models)),
         ("ckpt", json!(config.model.checkpoint)),
         (
             "ckpt_dir",
-            json!(first(&config.paths.checkpoint_dirs, "Stable-diffusion")),
+            first(&paths.checkpoint_dirs, "Stable-diffusion"),
         ),
-        ("vae_dir", json!(first(&config.paths.vae_dirs, "VAE"))),
+        ("vae_dir", first(&paths.vae_dirs, "VAE")),
         ("vae_path", json!(config.model.vae)),
-        ("lora_dir", json!(first(&config.paths.lora_dirs, "Lora"))),
-        (
-            "esrgan_models_path",
-            json!(first(&config.paths.esrgan_dirs, "ESRGAN")),
-        ),
-        ("realesrgan_models_path", json!(models.join("RealESRGAN"))),
+        ("lora_dir", first(&paths.lora_dirs, "Lora")),
+        ("esrgan_models_path", first(&paths.esrgan_dirs, "ESRGAN")),
+        ("realesrgan_models_path", first(&[], "RealESRGAN")),
         (
             "controlnet_dir",
-            json!(
-                config
-                    .paths
-                    .controlnet_dir
-                    .clone()
-                    .unwrap_or_else(|| models.join("ControlNet"))
-            ),
+            first(paths.controlnet_dir.as_slice(), "ControlNet"),
         ),
-        (
-            "embeddings_dir",
-            json!(
-                config
-                    .paths
-                    .embeddings_dir
-                    .clone()
-                    .unwrap_or_else(|| config.data_dir.join("embeddings"))
-            ),
-        ),
+        ("embeddings_dir", json!(config.embeddings_dir())),
         ("ui_settings_file", json!(config.settings_file())),
         ("no_hashing", json!(!config.model.hashing)),
-    ];
-    for (name, value) in settings {
-        flags.insert(name.into(), value);
-    }
-    let styles = &config.paths.styles_files;
-    let styles = if styles.is_empty() {
-        vec![config.data_dir.join("styles.csv")]
-    } else {
-        styles.clone()
-    };
-    flags.insert("styles_file".into(), json!(styles));
-    Json(Value::Object(flags))
+        ("styles_file", json!(styles)),
+    ]
+    .into_iter()
 }
 
 /// `GET /sdapi/v1/memory`.

@@ -215,16 +215,22 @@ fn apply(
         }
         Act::Refuse(why) => return Err(Error::Refused(why.to_string())),
     }
-    let shown = match (act, values) {
-        (_, []) => Json::Bool(true),
-        (Act::Set(_, Kind::Int) | Act::DeviceId, _) => {
+    out.given.insert(name.replace('-', "_"), shown(act, values));
+    Ok(())
+}
+
+/// How `cmd-flags` shows a flag that was given.
+fn shown(act: Act, values: &[String]) -> Json {
+    let [first, ..] = values else {
+        return Json::Bool(true);
+    };
+    match act {
+        Act::Set(_, Kind::Int) | Act::DeviceId => {
             first.parse::<i64>().map_or(Json::Null, Json::from)
         }
-        (Act::Set("paths.styles_files", _) | Act::UseCpu, _) => Json::from(values.to_vec()),
-        _ => Json::from(first),
-    };
-    out.given.insert(name.replace('-', "_"), shown);
-    Ok(())
+        Act::Set("paths.styles_files", _) | Act::UseCpu => Json::from(values.to_vec()),
+        _ => Json::from(first.as_str()),
+    }
 }
 
 #[cfg(test)]

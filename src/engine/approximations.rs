@@ -19,6 +19,8 @@ use crate::config::{Config, env};
 const REPO: &str = "madebyollin/taesdxl";
 /// A1111's approximation network, converted.
 const APPROX_NN: &str = "vaeapprox-sdxl.safetensors";
+/// The same as A1111 downloads it.
+const APPROX_NN_PICKLED: &str = "vaeapprox-sdxl.pt";
 /// Larger than any file of this kind.
 const LARGEST: u64 = 64 << 20;
 /// A connection that takes longer than this is none.
@@ -34,6 +36,14 @@ pub enum TaesdHalf {
 }
 
 impl TaesdHalf {
+    /// As A1111 and the first releases have it.
+    fn pickled(self) -> &'static str {
+        match self {
+            Self::Decoder => "taesdxl_decoder.pth",
+            Self::Encoder => "taesdxl_encoder.pth",
+        }
+    }
+
     fn file(self) -> &'static str {
         match self {
             Self::Decoder => "taesdxl_decoder.safetensors",
@@ -67,6 +77,7 @@ impl Approximations {
     #[must_use]
     pub fn approx_nn(&self) -> Option<PathBuf> {
         self.find(APPROX_NN)
+            .or_else(|| self.find(APPROX_NN_PICKLED))
     }
 
     /// TAESD's file, downloaded if it is not there. Blocks for seconds.
@@ -79,7 +90,7 @@ impl Approximations {
             .downloading
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(path) = self.find(file) {
+        if let Some(path) = self.find_half(half) {
             return Ok(path);
         }
         let target = self.dirs[0].join(file);
@@ -96,7 +107,7 @@ impl Approximations {
     /// TAESD's decoder for previews, which can do without: after a failed download it is not tried again.
     #[must_use]
     pub fn taesd_for_previews(&self) -> Option<PathBuf> {
-        if let Some(path) = self.find(TaesdHalf::Decoder.file()) {
+        if let Some(path) = self.find_half(TaesdHalf::Decoder) {
             return Some(path);
         }
         if self.gave_up.load(Ordering::Relaxed) {
@@ -110,6 +121,10 @@ impl Approximations {
                 None
             }
         }
+    }
+
+    fn find_half(&self, half: TaesdHalf) -> Option<PathBuf> {
+        self.find(half.file()).or_else(|| self.find(half.pickled()))
     }
 
     fn find(&self, file: &str) -> Option<PathBuf> {

@@ -18,6 +18,15 @@ pub trait Backend {
     /// Device and dtype, as shown to users.
     fn device(&self) -> DeviceInfo;
 
+    /// Bytes that the weights of a checkpoint will take, from its file's header.
+    ///
+    /// # Errors
+    /// The file cannot be read or is no checkpoint.
+    fn estimate(&self, model: &Selection) -> Result<u64, pipeline::Error>;
+
+    /// Bytes that may still be allocated; `None` = unknown.
+    fn free_memory(&self) -> Option<u64>;
+
     /// Loads a checkpoint and its VAE.
     ///
     /// # Errors
@@ -191,6 +200,14 @@ impl Backend for PipelineBackend {
 
     fn device(&self) -> DeviceInfo {
         self.info.clone()
+    }
+
+    fn estimate(&self, model: &Selection) -> Result<u64, pipeline::Error> {
+        Pipeline::estimate(&model.source, self.dtype)
+    }
+
+    fn free_memory(&self) -> Option<u64> {
+        memory_of(&self.device)()
     }
 
     fn load(&mut self, model: &Selection) -> Result<Pipeline, pipeline::Error> {

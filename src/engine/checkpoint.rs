@@ -11,7 +11,7 @@ use super::hashes;
 use super::status::LoadedModel;
 pub use super::vaes::VaeChoice;
 use crate::pipeline::{CheckpointIdentity, CheckpointSource, OtherCheckpoint, VaeIdentity};
-use crate::weights::{self, SafetensorsFile, Source, demo};
+use crate::weights::{self, Source, WeightFile, demo};
 
 /// A checkpoint that can be asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,11 +122,11 @@ impl Checkpoint {
     /// Reads the header.
     ///
     /// # Errors
-    /// The file is no safetensors file.
+    /// The file is no file of weights.
     pub fn inspect(&self) -> Result<Inspection, Error> {
         let file = match &self.source {
-            CheckpointSource::Embedded => demo::open()?,
-            CheckpointSource::File(path) => SafetensorsFile::open(path)?,
+            CheckpointSource::Embedded => WeightFile::Safetensors(demo::open()?),
+            CheckpointSource::File(path) => WeightFile::open(path)?,
         };
         let dtypes: BTreeSet<String> = file
             .keys()
@@ -138,7 +138,7 @@ impl Checkpoint {
             tensors: file.keys().len(),
             bytes: file.data_len(),
             dtypes: dtypes.into_iter().collect(),
-            metadata: file.all_metadata().clone().into_iter().collect(),
+            metadata: file.all_metadata(),
         })
     }
 }

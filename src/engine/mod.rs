@@ -7,12 +7,14 @@
 pub mod approximations;
 pub mod backend;
 pub mod checkpoint;
+mod error;
 pub mod hashes;
 pub mod history;
 pub mod limits;
 pub mod models;
 pub mod networks;
 pub mod queue;
+pub mod residents;
 mod scan;
 pub mod status;
 pub mod upscalers;
@@ -22,91 +24,22 @@ pub mod worker;
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
-use crate::pipeline::{self, Extras, ExtrasRequest, GenerateRequest, Generated, Progress};
-use crate::weights;
+use crate::pipeline::{Extras, ExtrasRequest, GenerateRequest, Generated, Progress};
+
 use backend::{Backend, DeviceInfo};
 use checkpoint::Selection;
+pub use error::Error;
 use models::Catalog;
 use queue::{Queue, Refusal, Ticket};
+use residents::ModelLimits;
 use status::{CancelToken, LoadedModel, Status};
 use worker::{Command, PreviewSlot, Queued};
-
-/// What can go wrong between a request and its pictures.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The process is ending.
-    #[error("the server is shutting down; send the request again after its restart")]
-    ShuttingDown,
-    /// Every place of the queue is taken.
-    #[error("the queue is full: {limit} jobs wait; try again later or raise `server.queue_limit`")]
-    QueueFull {
-        /// Places of the queue.
-        limit: usize,
-    },
-    /// No checkpoint has this name.
-    #[error("checkpoint not found: `{name}`; {}", checkpoint::known(known))]
-    CheckpointNotFound {
-        /// As asked for.
-        name: String,
-        /// Titles there are.
-        known: Vec<String>,
-    },
-    /// No VAE has this name.
-    #[error("VAE not found: `{name}`; {}", checkpoint::known(known))]
-    VaeNotFound {
-        /// As asked for.
-        name: String,
-        /// File names there are.
-        known: Vec<String>,
-    },
-    /// A file could not be read or written.
-    #[error("cannot read `{}`: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// A small model that is fetched when first used is neither there nor to be had.
-    #[error(
-        "`{file}` is not in `{}` and cannot be downloaded from `{repo}`: {reason}; put the file there, or use the method `Full`",
-        dir.display()
-    )]
-    NotDownloaded {
-        /// The file.
-        file: &'static str,
-        /// Where it belongs.
-        dir: PathBuf,
-        /// Where it comes from.
-        repo: &'static str,
-        /// Why it did not.
-        reason: String,
-    },
-    /// The device cannot be used.
-    #[error("device not available: `{device}`; {reason}")]
-    Device {
-        /// As asked for.
-        device: String,
-        /// Why, and what to do.
-        reason: String,
-    },
-    /// The job or load failed below.
-    #[error(transparent)]
-    Pipeline(#[from] pipeline::Error),
-    /// The file is no checkpoint that can be loaded.
-    #[error(transparent)]
-    Weights(#[from] weights::Error),
-    /// A bug: the job panicked. The model was dropped and will be loaded again.
-    #[error("the job crashed: {0}")]
-    Panicked(String),
-}
 
 /// [`Job::preview_every`] of a job that shows each batch when it is finished.
 pub const PREVIEW_BATCHES: usize = usize::MAX;
@@ -232,6 +165,7 @@ struct Shared {
     queue_limit: usize,
     status: watch::Sender<Status>,
     previews: Arc<PreviewSlot>,
+    model_limits: Arc<Mutex<ModelLimits>>,
     catalog: Arc<Catalog>,
     device: DeviceInfo,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -250,8 +184,13 @@ impl Engine {
         let queue = Queue::new(queue_limit);
         let (status, _) = watch::channel(Status::default());
         let previews = Arc::new(PreviewSlot::default());
-        let (thread, device) =
-            worker::spawn(queue.clone(), status.clone(), previews.clone(), make)?;
+        let model_limits = Arc::new(Mutex::new(ModelLimits::default()));
+        let shared = worker::Shared {
+            status: status.clone(),
+            previews: previews.clone(),
+            model_limits: model_limits.clone(),
+        };
+        let (thread, device) = worker::spawn(queue.clone(), shared, make)?;
         let thread = Mutex::new(Some(thread));
         let catalog = Arc::new(catalog);
         Ok(Self {
@@ -260,6 +199,7 @@ impl Engine {
                 queue_limit,
                 status,
                 previews,
+                model_limits,
                 catalog,
                 device,
                 thread,
@@ -323,6 +263,12 @@ impl Engine {
             .try_enter(&job.client, &job.id)
             .map_err(|refusal| self.refused(refusal))?;
         self.fill(place, job.id.clone(), job, Command::Generate)
+    }
+
+    /// How many checkpoints stay in memory from the next load on.
+    pub fn keep_models(&self, limits: ModelLimits) {
+        let shared = &self.shared.model_limits;
+        *shared.lock().unwrap_or_else(PoisonError::into_inner) = limits;
     }
 
     /// Makes a checkpoint the loaded one, behind the jobs already queued. On failure the previous one stays.

@@ -17,7 +17,7 @@ use super::upscalers::UpscalerCatalog;
 use super::vaes::add_vae;
 use crate::config::Config;
 use crate::pipeline::{CheckpointIdentity, CheckpointSource};
-use crate::weights::SafetensorsFile;
+use crate::weights::WeightFile;
 
 /// Everything on disk.
 #[derive(Debug)]
@@ -37,7 +37,6 @@ pub struct Catalog {
 #[derive(Debug, Default)]
 pub(super) struct Found {
     checkpoints: Vec<Checkpoint>,
-    pickles: Vec<Checkpoint>,
     pub(super) vaes: Vec<Vae>,
 }
 
@@ -151,21 +150,6 @@ impl Catalog {
         {
             return Ok(checkpoint.clone());
         }
-        let pickle = found
-            .pickles
-            .iter()
-            .find(|p| p.answers_to(&wanted) || bare.is_some_and(|bare| p.answers_to(bare)));
-        if let Some(Checkpoint {
-            source: CheckpointSource::File(path),
-            ..
-        }) = pickle
-        {
-            // Names what the file is and what to do; one that holds safetensors under a wrong name is as good as any.
-            SafetensorsFile::open(path)?;
-        }
-        if let Some(pickle) = pickle {
-            return Ok(pickle.clone());
-        }
         let known = found.checkpoints.iter().map(Checkpoint::title).collect();
         Err(Error::CheckpointNotFound {
             name: name.to_string(),
@@ -215,7 +199,7 @@ impl Catalog {
             let key = format!("checkpoint/{}", checkpoint.name);
             if checkpoint.sha256.is_none() {
                 // What cannot be loaded is refused before seconds are spent on its hash.
-                SafetensorsFile::open(path)?;
+                WeightFile::open(path)?;
             }
             let hash = self.cache.ensure(&key, path).map_err(|source| Error::Io {
                 path: path.clone(),
@@ -271,9 +255,7 @@ impl Catalog {
             sha256: None,
             config,
         };
-        if has_extension(path, &["ckpt"]) {
-            found.pickles.push(checkpoint);
-        } else if has_extension(path, &["safetensors"]) {
+        if has_extension(path, &["safetensors", "ckpt"]) {
             let cached = |stamp| {
                 self.cache
                     .get(&format!("checkpoint/{}", checkpoint.name), stamp)
@@ -329,6 +311,7 @@ pub(super) mod tests {
             [
                 "M2.safetensors",
                 "m10.safetensors",
+                "old.ckpt",
                 "xl/foo.safetensors",
                 "sdgen-demo"
             ]
@@ -371,7 +354,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn unknown_names_and_pickles_are_told_apart() {
+    fn unknown_names_and_damaged_files_are_told_apart() {
         let (dir, catalog) = catalog(&["Stable-diffusion/old.ckpt"]);
         fs::write(
             dir.path().join("models/Stable-diffusion/old.ckpt"),
@@ -382,13 +365,14 @@ pub(super) mod tests {
         assert_eq!(
             error,
             format!(
-                "checkpoint not found: `nope`; known: `{}`",
+                "checkpoint not found: `nope`; known: `old.ckpt`, `{}`",
                 Checkpoint::demo().title()
             )
         );
+        let old = catalog.find("old.ckpt").unwrap();
         assert!(matches!(
-            catalog.find("old.ckpt"),
-            Err(Error::Weights(weights::Error::Format { .. }))
+            catalog.select(old, &VaeChoice::Automatic),
+            Err(Error::Weights(weights::Error::Pickle { .. }))
         ));
         assert!(matches!(
             catalog.find("../../etc/passwd"),

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::backend::{Backend, DeviceInfo};
 use super::checkpoint::{Selection, VaeChoice};
 use super::models::Catalog;
+use super::residents::ModelLimits;
 use super::{Engine, Error, ExtrasJob, Job, JobState, Outcome};
 use crate::config::Config;
 use crate::pipeline::{
@@ -43,6 +44,14 @@ impl Backend for Scripted {
             device: "cpu".into(),
             dtype: "f32",
         }
+    }
+
+    fn estimate(&self, _: &Selection) -> Result<u64, pipeline::Error> {
+        Ok(1)
+    }
+
+    fn free_memory(&self) -> Option<u64> {
+        None
     }
 
     fn load(&mut self, model: &Selection) -> Result<String, pipeline::Error> {
@@ -381,6 +390,43 @@ async fn extras_wait_their_turn_load_nothing_and_survive_a_panic() {
     bench.engine.shut_down(Duration::ZERO).await;
     let refused = bench.engine.submit_extras(extras(PictureUpscaler::Lanczos));
     assert!(matches!(refused.await, Err(Error::ShuttingDown)));
+}
+
+#[tokio::test]
+async fn as_many_checkpoints_stay_as_may() {
+    let bench = Bench::new(4);
+    let load = async |name: &str| {
+        let loaded = bench.engine.load(bench.model(name)).await.unwrap();
+        assert_eq!(bench.engine.status().loaded, Some(loaded));
+        bench.loads.load(Ordering::Relaxed)
+    };
+    let limits = ModelLimits {
+        count: 2,
+        bytes: None,
+    };
+    bench.engine.keep_models(limits);
+    assert_eq!(
+        [load("a").await, load("b").await, load("a").await],
+        [1, 2, 2]
+    );
+    assert_eq!([load("c").await, load("a").await], [3, 3], "`b` went");
+    assert_eq!(load("b").await, 4);
+    let limits = ModelLimits {
+        bytes: Some(1),
+        ..limits
+    };
+    bench.engine.keep_models(limits);
+    assert_eq!(
+        [load("c").await, load("b").await],
+        [5, 6],
+        "one byte holds one"
+    );
+    let error = bench.engine.load(bench.model("broken")).await.unwrap_err();
+    assert_eq!(error.to_string(), "broken");
+    assert!(
+        bench.engine.status().loaded.is_none(),
+        "its memory was needed"
+    );
 }
 
 #[tokio::test]

@@ -179,7 +179,9 @@ fn user_metadata_vae(checkpoint: &Path) -> Option<String> {
 /// Lists a VAE file, unless one of the same name is listed.
 pub(super) fn add_vae(vaes: &mut Vec<Vae>, path: &Path) {
     let name = file_name(path);
-    if has_extension(path, &["safetensors"]) && vaes.iter().all(|vae| vae.name != name) {
+    if has_extension(path, &["safetensors", "ckpt", "pt"])
+        && vaes.iter().all(|vae| vae.name != name)
+    {
         vaes.push(Vae {
             name,
             path: PathBuf::from(path),

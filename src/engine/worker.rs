@@ -16,6 +16,7 @@ use tokio::sync::{oneshot, watch};
 use super::backend::{Backend, DeviceInfo};
 use super::checkpoint::Selection;
 use super::queue::Queue;
+use super::residents::{ModelLimits, Resident, Residents};
 use super::status::{CancelToken, LoadedModel, Running, Status};
 use super::{Error, ExtrasJob, Job, JobState, Outcome, PREVIEW_BATCHES};
 use crate::pipeline::{
@@ -140,22 +141,30 @@ impl PreviewSlot {
     }
 }
 
+/// What the device thread has in common with the handles.
+pub(super) struct Shared {
+    pub(super) status: watch::Sender<Status>,
+    pub(super) previews: Arc<PreviewSlot>,
+    pub(super) model_limits: Arc<Mutex<ModelLimits>>,
+}
+
 /// Starts the device thread and waits until its device is open.
 pub(super) fn spawn<B: Backend>(
     queue: Arc<Queue<Command>>,
-    status: watch::Sender<Status>,
-    previews: Arc<PreviewSlot>,
+    shared: Shared,
     make: impl FnOnce() -> Result<B, Error> + Send + 'static,
 ) -> Result<(JoinHandle<()>, DeviceInfo), Error> {
     let (opened, answer) = std::sync::mpsc::channel();
     let body = move || match make() {
         Ok(backend) => {
             let _ = opened.send(Ok(backend.device()));
+            let status = shared.status.clone();
             Worker {
                 backend,
-                status: status.clone(),
-                previews,
-                loaded: None,
+                status: shared.status,
+                previews: shared.previews,
+                model_limits: shared.model_limits,
+                residents: Residents::default(),
             }
             .run(&queue);
             status.send_modify(|status| {
@@ -183,13 +192,8 @@ struct Worker<B: Backend> {
     backend: B,
     status: watch::Sender<Status>,
     previews: Arc<PreviewSlot>,
-    loaded: Option<Loaded<B::Model>>,
-}
-
-struct Loaded<M> {
-    selection: Selection,
-    info: LoadedModel,
-    model: M,
+    model_limits: Arc<Mutex<ModelLimits>>,
+    residents: Residents<B::Model>,
 }
 
 impl<B: Backend> Worker<B> {
@@ -268,8 +272,8 @@ impl<B: Backend> Worker<B> {
         let load_started = Instant::now();
         let info = self.ensure(&queued.job.model)?;
         let load_seconds = load_started.elapsed().as_secs_f64();
-        let Some(loaded) = self.loaded.as_mut() else {
-            return Err(Error::Panicked("no model after a successful load".into()));
+        let Some(loaded) = self.residents.current_mut() else {
+            return Err(no_model());
         };
         let observer = JobObserver {
             status: &self.status,
@@ -289,7 +293,7 @@ impl<B: Backend> Worker<B> {
             Ok(Err(error)) => return Err(error.into()),
             Err(panic) => {
                 // Its buffers may be half written: the next job loads afresh.
-                self.unload();
+                self.drop_current();
                 return Err(Error::Panicked(panic_text(panic.as_ref())));
             }
         };
@@ -308,16 +312,25 @@ impl<B: Backend> Worker<B> {
         })
     }
 
-    /// Makes `selection` the loaded model. On failure the previous one stays.
+    /// Makes `selection` the current model. On failure the previous one stays, unless its memory was needed.
     fn ensure(&mut self, selection: &Selection) -> Result<LoadedModel, Error> {
-        if let Some(loaded) = &self.loaded
-            && loaded.selection.is_same_model(selection)
+        if self.residents.recall(|held| held.is_same_model(selection)) {
+            return self.note_current().ok_or_else(no_model);
+        }
+        if self
+            .residents
+            .recall(|held| held.is_same_checkpoint(selection))
         {
-            return Ok(loaded.info.clone());
+            return self.switch_vae(selection);
         }
-        if let Some(info) = self.switch_vae(selection)? {
-            return Ok(info);
-        }
+        let bytes = self.backend.estimate(selection)?;
+        let limits = *self
+            .model_limits
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let backend = &self.backend;
+        self.residents
+            .make_room(bytes, limits.bytes, || backend.free_memory());
         let started = Instant::now();
         self.status
             .send_modify(|status| status.loading = Some(selection.title.clone()));
@@ -328,53 +341,70 @@ impl<B: Backend> Worker<B> {
             Err(panic) => Err(Error::Panicked(panic_text(panic.as_ref()))),
         };
         self.status.send_modify(|status| status.loading = None);
-        let model = result?;
+        let model = match result {
+            Ok(model) => model,
+            Err(error) => {
+                self.note_current();
+                return Err(error);
+            }
+        };
         let info = selection.describe(self.backend.native_size(&model));
-        self.loaded = Some(Loaded {
+        let resident = Resident {
             selection: selection.clone(),
-            info: info.clone(),
+            info,
             model,
-        });
-        self.status
-            .send_modify(|status| status.loaded = Some(info.clone()));
-        tracing::info!(
-            checkpoint = info.title,
-            seconds = started.elapsed().as_secs_f64(),
-            "loaded"
-        );
+            bytes,
+        };
+        self.residents.add(resident, limits.count);
+        let seconds = started.elapsed().as_secs_f64();
+        let info = self.note_current().ok_or_else(no_model)?;
+        tracing::info!(checkpoint = info.title, seconds, "loaded");
         Ok(info)
     }
 
-    /// Changes only the VAE of the loaded checkpoint, if that is all `selection` asks for. On failure the previous one stays.
-    fn switch_vae(&mut self, selection: &Selection) -> Result<Option<LoadedModel>, Error> {
+    /// Publishes which model is current.
+    fn note_current(&mut self) -> Option<LoadedModel> {
+        let current = self.residents.current_mut();
+        let info = current.map(|resident| resident.info.clone());
+        self.status.send_if_modified(|status| {
+            let changed = status.loaded != info;
+            status.loaded.clone_from(&info);
+            changed
+        });
+        info
+    }
+
+    /// Changes only the VAE of the current checkpoint. On failure the previous one stays.
+    fn switch_vae(&mut self, selection: &Selection) -> Result<LoadedModel, Error> {
         let backend = &mut self.backend;
-        let Some(loaded) = &mut self.loaded else {
-            return Ok(None);
+        let Some(loaded) = self.residents.current_mut() else {
+            return Err(no_model());
         };
-        if !loaded.selection.is_same_checkpoint(selection) {
-            return Ok(None);
-        }
         let switched = catch_unwind(AssertUnwindSafe(|| {
             backend.set_vae(&mut loaded.model, selection)
         }));
         match switched {
             Ok(result) => result?,
             Err(panic) => {
-                self.unload();
+                self.drop_current();
                 return Err(Error::Panicked(panic_text(panic.as_ref())));
             }
         }
-        let info = selection.describe(backend.native_size(&loaded.model));
         loaded.selection = selection.clone();
-        loaded.info = info.clone();
-        self.status
-            .send_modify(|status| status.loaded = Some(info.clone()));
+        loaded.info = selection.describe(backend.native_size(&loaded.model));
+        let info = self.note_current().ok_or_else(no_model)?;
         tracing::info!(vae = info.vae_name, checkpoint = info.title, "VAE loaded");
-        Ok(Some(info))
+        Ok(info)
+    }
+
+    /// Lets go of a model that is not to be trusted any more.
+    fn drop_current(&mut self) {
+        self.residents.drop_current();
+        self.status.send_modify(|status| status.loaded = None);
     }
 
     fn unload(&mut self) {
-        self.loaded = None;
+        self.residents.clear();
         self.backend.unload_upscaler();
         crate::trim_memory();
         self.status.send_modify(|status| status.loaded = None);
@@ -399,6 +429,11 @@ fn nothing_made(request: &GenerateRequest) -> Generated {
         inpainting_conditioning: false,
         comments: Vec::new(),
     }
+}
+
+/// A load that worked and left nothing.
+fn no_model() -> Error {
+    Error::Panicked("no model after a successful load".into())
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {

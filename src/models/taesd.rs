@@ -54,54 +54,8 @@ impl Taesd {
             ""
         };
         let b = Build::new(source, prefix, place);
-        let (first, mut channels, resample) = match side {
-            Side::Encoder => (0, 3, Sampling::HALVE),
-            Side::Decoder => (1, 4, Sampling::DOUBLE),
-        };
-        let mut layers = Vec::new();
-        // The longest run of layers without weights is two (an upsampling after an activation).
-        let mut gap = 0;
-        for i in first.. {
-            let at = b.sub(i);
-            if at.has("conv.0.weight") {
-                let conv = |name| at.conv(name, [channels, channels], Sampling::SAME);
-                let relu = Activation::Relu;
-                layers.push(Layer::Block(Box::new([
-                    conv("conv.0")?.then(relu),
-                    conv("conv.2")?.then(relu),
-                    conv("conv.4")?,
-                ])));
-            } else if at.has("weight") {
-                let outputs = at.width("weight")?;
-                let sampling = if at.has("bias") {
-                    Sampling::SAME
-                } else {
-                    resample
-                };
-                let conv = b.conv(&i.to_string(), [outputs, channels], sampling)?;
-                let opens_decoder = side == Side::Decoder && i == first;
-                layers.push(Layer::Conv(if opens_decoder {
-                    conv.then(Activation::Relu)
-                } else {
-                    conv
-                }));
-                channels = outputs;
-            } else if gap == 2 {
-                break;
-            } else {
-                gap += 1;
-                continue;
-            }
-            gap = 0;
-        }
-        if layers.is_empty() {
-            return Err(b
-                .tensors
-                .shape(&format!("{first}.weight"))
-                .expect_err("no layer was found"));
-        }
         Ok(Self {
-            layers,
+            layers: layers(&b, side)?,
             side,
             place: place.clone(),
         })
@@ -125,4 +79,55 @@ impl Taesd {
             }
         })
     }
+}
+
+/// The layers of one half, whatever numbers they have.
+fn layers(b: &Build<'_>, side: Side) -> std::result::Result<Vec<Layer>, Error> {
+    let (first, mut channels, resample) = match side {
+        Side::Encoder => (0, 3, Sampling::HALVE),
+        Side::Decoder => (1, 4, Sampling::DOUBLE),
+    };
+    let mut layers = Vec::new();
+    // The longest run of layers without weights is two (an upsampling after an activation).
+    let mut gap = 0;
+    for i in first.. {
+        let at = b.sub(i);
+        if at.has("conv.0.weight") {
+            let conv = |name| at.conv(name, [channels, channels], Sampling::SAME);
+            let relu = Activation::Relu;
+            layers.push(Layer::Block(Box::new([
+                conv("conv.0")?.then(relu),
+                conv("conv.2")?.then(relu),
+                conv("conv.4")?,
+            ])));
+        } else if at.has("weight") {
+            let outputs = at.width("weight")?;
+            let sampling = if at.has("bias") {
+                Sampling::SAME
+            } else {
+                resample
+            };
+            let conv = b.conv(&i.to_string(), [outputs, channels], sampling)?;
+            let opens_decoder = side == Side::Decoder && i == first;
+            layers.push(Layer::Conv(if opens_decoder {
+                conv.then(Activation::Relu)
+            } else {
+                conv
+            }));
+            channels = outputs;
+        } else if gap == 2 {
+            break;
+        } else {
+            gap += 1;
+            continue;
+        }
+        gap = 0;
+    }
+    if layers.is_empty() {
+        return Err(b
+            .tensors
+            .shape(&format!("{first}.weight"))
+            .expect_err("no layer was found"));
+    }
+    Ok(layers)
 }

@@ -95,60 +95,22 @@ impl Unet {
         let model_channels = b.width("input_blocks.0.0.weight")?;
         let in_channels = second(&b, "input_blocks.0.0.weight")?;
         let embedding = b.width("time_embed.0.weight")?;
+        let out_channels = b.width("out.2.weight")?;
         let vector = second(&b, "label_emb.0.0.weight")?;
         let sizes = Sizes {
             embedding,
             context: context_width(&b)?,
         };
 
-        let mut channels = model_channels;
-        let mut skips = vec![channels];
-        let mut input_blocks = Vec::new();
-        for i in 1.. {
-            let at = b.sub(format!("input_blocks.{i}"));
-            let stages = stages(&at, &mut channels, sizes, Sampling::HALVE)?;
-            if stages.is_empty() {
-                break;
-            }
-            skips.push(channels);
-            input_blocks.push(Block { stages });
-        }
-        let middle = stages(
-            &b.sub("middle_block"),
-            &mut channels,
-            sizes,
-            Sampling::HALVE,
-        )?;
-        let mut output_blocks = Vec::new();
-        for i in 0..skips.len() {
-            let at = b.sub(format!("output_blocks.{i}"));
-            channels += skips.pop().unwrap_or(0);
-            let stages = stages(&at, &mut channels, sizes, Sampling::DOUBLE)?;
-            if stages.is_empty() {
-                return Err(at
-                    .tensors
-                    .shape("0.in_layers.2.weight")
-                    .expect_err("no stage was found"));
-            }
-            output_blocks.push(Block { stages });
-        }
-        let plain = |name: &str, shape, activation| {
-            b.linear(name, shape, Bias::With, Then::Activate(activation))
-        };
-        let square = [embedding, embedding];
+        let mut skips = vec![model_channels];
+        let input_blocks = input_blocks(&b, &mut skips, sizes)?;
+        let mut channels = skips.last().copied().unwrap_or(model_channels);
+        let middle = b.sub("middle_block");
+        let middle = stages(&middle, &mut channels, sizes, Sampling::HALVE)?;
+        let output_blocks = output_blocks(&b, &mut channels, skips, sizes)?;
         Ok(Self {
-            time_embed: [
-                plain(
-                    "time_embed.0",
-                    [embedding, model_channels],
-                    Activation::Silu,
-                )?,
-                plain("time_embed.2", square, Activation::None)?,
-            ],
-            label_emb: [
-                plain("label_emb.0.0", [embedding, vector], Activation::Silu)?,
-                plain("label_emb.0.2", square, Activation::None)?,
-            ],
+            time_embed: perceptron(&b.sub("time_embed"), model_channels, embedding)?,
+            label_emb: perceptron(&b.sub("label_emb.0"), vector, embedding)?,
             conv_in: b.conv(
                 "input_blocks.0.0",
                 [model_channels, in_channels],
@@ -158,11 +120,7 @@ impl Unet {
             middle,
             output_blocks,
             norm_out: b.group_norm("out.0", channels, 1e-5)?.silu(),
-            conv_out: b.conv(
-                "out.2",
-                [b.width("out.2.weight")?, channels],
-                Sampling::SAME,
-            )?,
+            conv_out: b.conv("out.2", [out_channels, channels], Sampling::SAME)?,
             model_channels,
             in_channels,
             context: sizes.context,
@@ -341,6 +299,65 @@ fn run<'a>(
         observe(i, &x);
         Ok(x)
     })
+}
+
+/// `input_blocks.1` and on, after the first convolution; `skips` gets the channels behind each.
+fn input_blocks(
+    b: &Build<'_>,
+    skips: &mut Vec<usize>,
+    sizes: Sizes,
+) -> std::result::Result<Vec<Block>, Error> {
+    let mut blocks = Vec::new();
+    let mut channels = skips.last().copied().unwrap_or(0);
+    for i in 1.. {
+        let at = b.sub(format!("input_blocks.{i}"));
+        let stages = stages(&at, &mut channels, sizes, Sampling::HALVE)?;
+        if stages.is_empty() {
+            break;
+        }
+        skips.push(channels);
+        blocks.push(Block { stages });
+    }
+    Ok(blocks)
+}
+
+/// As many output blocks as there are skips, each of which adds its channels to what comes in.
+fn output_blocks(
+    b: &Build<'_>,
+    channels: &mut usize,
+    skips: Vec<usize>,
+    sizes: Sizes,
+) -> std::result::Result<Vec<Block>, Error> {
+    let mut blocks = Vec::new();
+    for (i, skip) in skips.into_iter().rev().enumerate() {
+        let at = b.sub(format!("output_blocks.{i}"));
+        *channels += skip;
+        let stages = stages(&at, channels, sizes, Sampling::DOUBLE)?;
+        if stages.is_empty() {
+            return Err(at
+                .tensors
+                .shape("0.in_layers.2.weight")
+                .expect_err("no stage was found"));
+        }
+        blocks.push(Block { stages });
+    }
+    Ok(blocks)
+}
+
+/// The layers `0` and `2` of an embedding, `SiLU` between them.
+fn perceptron(
+    b: &Build<'_>,
+    inputs: usize,
+    outputs: usize,
+) -> std::result::Result<[Linear; 2], Error> {
+    let layer = |name, inputs, activation| {
+        let then = Then::Activate(activation);
+        b.linear(name, [outputs, inputs], Bias::With, then)
+    };
+    Ok([
+        layer("0", inputs, Activation::Silu)?,
+        layer("2", outputs, Activation::None)?,
+    ])
 }
 
 /// The stages `0`, `1`, … below `b`, whatever each is; `channels` goes from input to output.

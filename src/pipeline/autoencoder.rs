@@ -21,7 +21,7 @@ use crate::nn::Placement;
 use crate::sampling::Latents;
 use crate::weights::detect::prefix;
 use crate::weights::vae_keys::LdmVae;
-use crate::weights::{self, SafetensorsFile, Source};
+use crate::weights::{self, Source, WeightFile};
 
 /// Bytes of activations that a block of the VAE may hold in one piece: 8 GiB, pictures up to 3 megapixels in f32.
 const DEFAULT_MEMORY: usize = 8 << 30;
@@ -108,7 +108,7 @@ struct Small {
 impl Autoencoder {
     pub(super) fn load(
         source: &CheckpointSource,
-        checkpoint: &SafetensorsFile,
+        checkpoint: &WeightFile,
         identity: Option<VaeIdentity>,
         model: &Placement,
     ) -> Result<Self, Error> {
@@ -315,7 +315,7 @@ fn remedy(dtype: DType) -> &'static str {
 impl Small {
     fn taesd(&mut self, path: &Path, side: Side) -> Result<&Taesd, Error> {
         if !self.taesd.iter().any(|(known, _)| known == path) {
-            let file = SafetensorsFile::open(path)?;
+            let file = WeightFile::open(path)?;
             let taesd = Taesd::new(&file, side, &self.place)?;
             self.taesd.push((path.into(), taesd));
         }
@@ -325,7 +325,7 @@ impl Small {
 
     fn approx(&mut self, path: &Path) -> Result<&VaeApprox, Error> {
         if self.approx.as_ref().is_none_or(|(known, _)| known != path) {
-            let file = SafetensorsFile::open(path)?;
+            let file = WeightFile::open(path)?;
             let approx = VaeApprox::new(&file, &self.place)?;
             self.approx = Some((path.into(), approx));
         }
@@ -371,14 +371,14 @@ fn tensor(latents: &Latents, place: &Placement) -> Result<Tensor, Error> {
 
 /// The VAE file if one is given, else the checkpoint's own.
 fn load_vae(
-    checkpoint: &SafetensorsFile,
+    checkpoint: &WeightFile,
     file: Option<&VaeIdentity>,
     place: &Placement,
 ) -> Result<Vae, weights::Error> {
     const DECODER: &str = "decoder.conv_in.weight";
     let inside = |source: &dyn Source| source.shape(&format!("{}{DECODER}", prefix::VAE)).is_some();
     if let Some(vae) = file {
-        let file = SafetensorsFile::open(&vae.path)?;
+        let file = WeightFile::open(&vae.path)?;
         if let Some(renamed) = LdmVae::of(&file) {
             return Vae::new(&renamed, "", place);
         }
@@ -438,7 +438,7 @@ mod tests {
         std::fs::write(&path, safetensors::serialize(&tensors, None).unwrap()).unwrap();
         let (source, file) = (
             CheckpointSource::File(path.clone()),
-            SafetensorsFile::open(&path).unwrap(),
+            WeightFile::open(&path).unwrap(),
         );
         let half = Placement {
             dtype: DType::F16,

@@ -9,7 +9,7 @@ use candle_core::Tensor;
 use super::merged::MergedNetworks;
 use super::networks::NetworkFile;
 use super::{CheckpointSource, Error};
-use crate::models::{TextTower, Unet, Vae};
+use crate::models::{Conditioning, TextTower, Unet, Vae};
 use crate::nn::cpu::operations;
 use crate::nn::{
     Activation, Conv2d, GroupNorm, LayerNorm, Linear, Mask, Placement, Sampling, Then,
@@ -194,6 +194,26 @@ fn measure_source(
         Ok(unet.condition(&context, &vector)?)
     })?;
 
+    let x = measure_steps(&unet, &conditioning, place, options, report)?;
+    let latents = x.narrow(0, 0, 1)?.narrow(3, 0, 4)?.contiguous()?;
+    crate::trim_memory();
+    let picture = timed("decode", report, || Ok(vae.decode(&latents)?))?;
+    let sum = picture.sum_all()?.to_dtype(candle_core::DType::F32)?;
+    if sum.to_scalar::<f32>()?.is_finite() {
+        Ok(())
+    } else {
+        Err(Error::NotANumber { stage: "VAE" })
+    }
+}
+
+/// Times denoising steps of a batch of two; what they end in, channels last.
+fn measure_steps(
+    unet: &Unet,
+    conditioning: &Conditioning,
+    place: &Placement,
+    options: BenchOptions,
+    report: &mut dyn FnMut(Part),
+) -> Result<Tensor, Error> {
     let (h, w, channels) = (options.height / 8, options.width / 8, unet.in_channels());
     let wave: Vec<f32> = (0..2 * h * w * channels)
         .map(|i| (i as f32 * 0.7).sin())
@@ -203,7 +223,7 @@ fn measure_source(
         let t = 999.0 * (1.0 - step as f32 / (options.steps + 1) as f32);
         let name = format!("step {step} (batch of 2)");
         let eps = timed(&name, report, || {
-            Ok(unet.forward(&x, &[t, t], &conditioning)?)
+            Ok(unet.forward(&x, &[t, t], conditioning)?)
         })?;
         // An inpainting checkpoint's further channels stay as they are.
         let eps = match channels {
@@ -215,15 +235,7 @@ fn measure_source(
         };
         x = (x - (eps * 0.1)?)?;
     }
-    let latents = x.narrow(0, 0, 1)?.narrow(3, 0, 4)?.contiguous()?;
-    crate::trim_memory();
-    let picture = timed("decode", report, || Ok(vae.decode(&latents)?))?;
-    let sum = picture.sum_all()?.to_dtype(candle_core::DType::F32)?;
-    if sum.to_scalar::<f32>()?.is_finite() {
-        Ok(())
-    } else {
-        Err(Error::NotANumber { stage: "VAE" })
-    }
+    Ok(x)
 }
 
 fn timed<T>(

@@ -109,28 +109,7 @@ impl Description<'_> {
         }
         p.insert("Seed", seed);
         p.insert("Size", format!("{}x{}", r.width, r.height));
-        let hash = &self.checkpoint.shorthash;
-        p.insert_some(
-            "Model hash",
-            (r.infotext.model_hash && !hash.is_empty()).then(|| hash.clone()),
-        );
-        p.insert_some(
-            "Model",
-            r.infotext.model_name.then(|| self.checkpoint.name.clone()),
-        );
-        if let Some(vae) = self.vae {
-            p.insert_some(
-                "VAE hash",
-                (r.infotext.vae_hash && !vae.shorthash.is_empty()).then(|| vae.shorthash.clone()),
-            );
-            p.insert_some(
-                "VAE",
-                vae.path
-                    .file_name()
-                    .filter(|_| r.infotext.vae_name)
-                    .map(|name| name.to_string_lossy().into_owned()),
-            );
-        }
+        self.insert_models(&mut p);
         if r.subseed_strength != 0.0 {
             p.insert("Variation seed", subseed);
             p.insert("Variation seed strength", r.subseed_strength);
@@ -165,5 +144,32 @@ impl Description<'_> {
         }
         p.insert_some("Version", r.infotext.version.clone());
         p
+    }
+
+    /// Checkpoint and VAE, by hash and name.
+    fn insert_models(&self, p: &mut Params) {
+        let r = self.request;
+        let hash = &self.checkpoint.shorthash;
+        p.insert_some(
+            "Model hash",
+            (r.infotext.model_hash && !hash.is_empty()).then(|| hash.clone()),
+        );
+        p.insert_some(
+            "Model",
+            r.infotext.model_name.then(|| self.checkpoint.name.clone()),
+        );
+        if let Some(vae) = self.vae {
+            p.insert_some(
+                "VAE hash",
+                (r.infotext.vae_hash && !vae.shorthash.is_empty()).then(|| vae.shorthash.clone()),
+            );
+            p.insert_some(
+                "VAE",
+                vae.path
+                    .file_name()
+                    .filter(|_| r.infotext.vae_name)
+                    .map(|name| name.to_string_lossy().into_owned()),
+            );
+        }
     }
 }

@@ -3,6 +3,7 @@
 //! Invariant: picture `i` depends on seed `i` alone, whatever batch it is made in.
 
 use std::ops::Range;
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -76,10 +77,12 @@ impl Pipeline {
         };
         done.extra_params = description.extra_params(&Vec::new());
 
+        let mut begun = None;
         for batch in 0..request.batch_count {
             // 5. Denoise: from noise or from pictures, and once more after enlarging.
-            let Some(batch) = self.sample_batch(request, &passes, batch, &mut done, observer)?
-            else {
+            let sampled =
+                self.sample_batch(request, &passes, batch, &mut begun, &mut done, observer)?;
+            let Some(batch) = sampled else {
                 break;
             };
             done.extra_params = description.extra_params(&batch.outcome.infotext);
@@ -112,6 +115,7 @@ impl Pipeline {
         request: &GenerateRequest,
         passes: &[Pass],
         number: usize,
+        begun: &mut Option<Rc<ImageStart>>,
         done: &mut Generated,
         observer: &dyn Observer,
     ) -> Result<Option<Batch>, Error> {
@@ -131,11 +135,11 @@ impl Pipeline {
         let range = number * request.batch_size..(number + 1) * request.batch_size;
         let seeds = (&done.seeds[range.clone()], &done.subseeds[range.clone()]);
         let clock = Instant::now();
-        let sampled = self.denoise_batch(request, passes, seeds, observer, &report);
+        let sampled = self.denoise_batch(request, passes, seeds, begun, observer, &report);
         done.timings.sample += clock.elapsed();
-        let (outcome, from_image) = match sampled {
+        let outcome = match sampled {
             // An upscaler was stopped: the batch has no picture, those before it stay.
-            Err(Error::Skipped) => (Outcome::nothing(passes[0].model), None),
+            Err(Error::Skipped) => Outcome::nothing(passes[0].model),
             Err(Error::Interrupted) => {
                 done.interrupted = true;
                 return Ok(None);
@@ -147,7 +151,7 @@ impl Pipeline {
         Ok(Some(Batch {
             range,
             outcome,
-            from_image,
+            from_image: begun.clone(),
         }))
     }
 
@@ -202,7 +206,7 @@ struct Batch {
     /// Numbers of its pictures in the job.
     range: Range<usize>,
     outcome: Outcome,
-    from_image: Option<ImageStart>,
+    from_image: Option<Rc<ImageStart>>,
 }
 
 /// The plan of a job, without pictures.

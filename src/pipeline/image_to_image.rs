@@ -12,8 +12,8 @@ use super::upscale::{PictureUpscaler, Upscaling};
 use super::{Error, LATENT_PIXEL, Observer, Pipeline, SoftInpainting};
 use crate::imaging::infotext::Params;
 use crate::imaging::inpaint::{
-    InpaintArea, MaskEdge, MaskMode, MaskOptions, Region, apply_overlay, fill_masked, latent_mask,
-    prepare_image_with, prepare_mask,
+    InpaintArea, MaskEdge, MaskMode, MaskOptions, PreparedMask, Region, apply_overlay, fill_masked,
+    latent_mask, prepare_image_with, prepare_mask,
 };
 use crate::imaging::{ColorReference, ResizeMode, fit_with, soft_overlay};
 use crate::rng::ImageRng;
@@ -222,7 +222,7 @@ impl Pipeline {
         &self,
         init: &InitImage,
         (width, height, batch): (usize, usize, usize),
-        mut under_mask: ImageRng,
+        under_mask: ImageRng,
         observer: &dyn Observer,
     ) -> Result<ImageStart, Error> {
         let job = Upscaling::new(&self.upscalers, observer, &|_, _| {});
@@ -231,95 +231,30 @@ impl Pipeline {
         };
         let size = (width as u32, height as u32);
         let (h, w) = (height / LATENT_PIXEL, width / LATENT_PIXEL);
-        let painted = match &init.mask {
-            // An empty mask with "only masked" means plain image to image, as in A1111.
-            Some(mask) => prepare_mask(&mask.mask, &mask.options)?.map(|prepared| (mask, prepared)),
-            None => None,
-        };
+        let painted = Painted::new(init)?;
         let (mut encoded, mut finish, mut extra) = (Vec::new(), Vec::new(), Vec::new());
         for source in init.pictures.iter() {
-            let mut end = Finish::default();
-            let mut picture = match &painted {
-                Some((mask, prepared)) => {
-                    let ready = prepare_image_with(source, prepared, &mask.options, &enlarge)?;
-                    end.overlay = if let Some(settings) = mask.soft {
-                        let original = match (prepared.region, init.resize) {
-                            (None, ImageResize::Pixels(mode)) => {
-                                fit_with(source, mode, size, enlarge)?
-                            }
-                            _ => source.clone(),
-                        };
-                        Overlay::Soft(Box::new(SoftOriginal {
-                            settings,
-                            original,
-                            region: prepared.region,
-                        }))
-                    } else if mask.overlay {
-                        Overlay::Fixed(ready.overlay, prepared.region)
-                    } else {
-                        Overlay::Nothing
-                    };
-                    ready.image
-                }
-                None => match init.resize {
-                    ImageResize::Pixels(mode) => fit_with(source, mode, size, enlarge)?,
-                    ImageResize::Latents => source.clone(),
-                },
-            };
-            if let Some((mask, prepared)) = &painted
-                && mask.content != MaskedContent::Original
-            {
-                picture = fill_masked(&picture, &prepared.mask);
-            }
-            if init.color_correction {
-                end.colors = Some(ColorReference::new(
-                    init.color_source.as_deref().unwrap_or(&picture),
-                ));
-            }
+            let (picture, end) = prepare_picture(init, source, painted.as_ref(), size, &enlarge)?;
             let latents = self.encode_image(&picture)?;
             if self.unet.in_channels() > latents.shape[1] {
-                let shown = painted
-                    .as_ref()
-                    .map(|(mask, prepared)| (*mask, &prepared.mask));
-                extra.push(self.painted(&picture, shown, (h, w))?);
+                extra.push(self.painted(&picture, painted.as_ref(), (h, w))?);
             }
             encoded.push(resample(&latents, h, w, LatentMode::Bilinear));
             finish.push(end);
         }
         let latents = stack(&encoded, batch)?;
+        let (latents, mask) = match painted {
+            Some(painted) => painted.cover(latents, under_mask)?,
+            // Everything is painted.
+            None => (latents, None),
+        };
         let extra = match &extra[..] {
             [] => None,
             extra => Some(Tensor::cat(extra, 0)?),
         };
-        let Some((mask, prepared)) = painted else {
-            return Ok(ImageStart {
-                latents,
-                mask: None,
-                extra,
-                finish,
-            });
-        };
-        let plane = latent_mask(&prepared.mask, (w as u32, h as u32), mask.latent_edge())?;
-        let paint = Latents::new(
-            plane.repeat(latents.data.len() / plane.len()),
-            latents.shape,
-        );
-        let latents = match mask.content {
-            MaskedContent::Fill | MaskedContent::Original => latents,
-            MaskedContent::LatentNothing => latents.zip(&paint, |z, p| z * (1.0 - p)),
-            MaskedContent::LatentNoise => {
-                let noise = under_mask.first().zip(&paint, |n, p| n * p);
-                &latents.zip(&paint, |z, p| z * (1.0 - p)) + &noise
-            }
-        };
-        let keep = Mask {
-            paint,
-            init: latents.clone(),
-            soft: mask.soft.map(|soft| soft.blend),
-        };
         Ok(ImageStart {
             latents,
-            mask: Some(keep),
+            mask,
             extra,
             finish,
         })
@@ -339,20 +274,20 @@ impl Pipeline {
     fn painted(
         &self,
         picture: &RgbImage,
-        mask: Option<(&InpaintMask, &GrayImage)>,
+        painted: Option<&Painted<'_>>,
         (h, w): (usize, usize),
     ) -> Result<Tensor, Error> {
-        let covered = |x: u32, y: u32| match mask {
-            Some((options, mask)) => {
-                let share = f32::from(mask.get_pixel(x, y)[0]) / 255.0;
-                match options.latent_edge() {
+        let covered = |x: u32, y: u32| match painted {
+            Some(Painted { asked, prepared }) => {
+                let share = f32::from(prepared.mask.get_pixel(x, y)[0]) / 255.0;
+                match asked.latent_edge() {
                     MaskEdge::Soft => share,
                     MaskEdge::Hard => share.round(),
                 }
             }
             None => 1.0,
         };
-        let weight = mask.map_or(1.0, |(options, _)| options.condition_weight);
+        let weight = painted.map_or(1.0, |painted| painted.asked.condition_weight);
         let (width, height) = picture.dimensions();
         let area = (width * height) as usize;
         let raw = picture.as_raw();
@@ -382,6 +317,109 @@ impl Pipeline {
         )?;
         Ok(crate::nn::concat_channels(&mask, &masked)?.to_dtype(DType::F32)?)
     }
+}
+
+/// The part that is painted anew, at the job's size.
+struct Painted<'a> {
+    asked: &'a InpaintMask,
+    prepared: PreparedMask,
+}
+
+impl<'a> Painted<'a> {
+    /// Nothing without a mask. An empty mask with "only masked" means plain image to image, as in A1111.
+    fn new(init: &'a InitImage) -> Result<Option<Self>, Error> {
+        let Some(asked) = &init.mask else {
+            return Ok(None);
+        };
+        let prepared = prepare_mask(&asked.mask, &asked.options)?;
+        Ok(prepared.map(|prepared| Self { asked, prepared }))
+    }
+
+    /// What is put back over the result of `source`, `fixed` being made of its kept part.
+    fn overlay(
+        &self,
+        fixed: RgbaImage,
+        original: impl FnOnce() -> Result<RgbImage, Error>,
+    ) -> Result<Overlay, Error> {
+        let region = self.prepared.region;
+        Ok(match self.asked.soft {
+            Some(settings) => Overlay::Soft(Box::new(SoftOriginal {
+                settings,
+                original: original()?,
+                region,
+            })),
+            None if self.asked.overlay => Overlay::Fixed(fixed, region),
+            None => Overlay::Nothing,
+        })
+    }
+
+    /// The latents to start from with what stands under the mask, and the mask in latent pixels.
+    fn cover(
+        &self,
+        latents: Latents,
+        mut under_mask: ImageRng,
+    ) -> Result<(Latents, Option<Mask>), Error> {
+        let [_, _, h, w] = latents.shape;
+        let edge = self.asked.latent_edge();
+        let plane = latent_mask(&self.prepared.mask, (w as u32, h as u32), edge)?;
+        let paint = Latents::new(
+            plane.repeat(latents.data.len() / plane.len()),
+            latents.shape,
+        );
+        let latents = match self.asked.content {
+            MaskedContent::Fill | MaskedContent::Original => latents,
+            MaskedContent::LatentNothing => latents.zip(&paint, |z, p| z * (1.0 - p)),
+            MaskedContent::LatentNoise => {
+                let noise = under_mask.first().zip(&paint, |n, p| n * p);
+                &latents.zip(&paint, |z, p| z * (1.0 - p)) + &noise
+            }
+        };
+        let mask = Mask {
+            paint,
+            init: latents.clone(),
+            soft: self.asked.soft.map(|soft| soft.blend),
+        };
+        Ok((latents, Some(mask)))
+    }
+}
+
+/// What enlarges a picture to a width and height.
+type Enlarge<'a> = &'a dyn Fn(&RgbImage, u32, u32) -> Result<RgbImage, Error>;
+
+/// The picture the model sees, and what is done to its result: resized, under a mask filled, its colours remembered.
+fn prepare_picture(
+    init: &InitImage,
+    source: &RgbImage,
+    painted: Option<&Painted<'_>>,
+    size: (u32, u32),
+    enlarge: Enlarge<'_>,
+) -> Result<(RgbImage, Finish), Error> {
+    let fitted = || match init.resize {
+        ImageResize::Pixels(mode) => fit_with(source, mode, size, enlarge),
+        ImageResize::Latents => Ok(source.clone()),
+    };
+    let mut end = Finish::default();
+    let picture = match painted {
+        Some(painted) => {
+            let Painted { asked, prepared } = painted;
+            let ready = prepare_image_with(source, prepared, &asked.options, enlarge)?;
+            end.overlay = painted.overlay(ready.overlay, || match prepared.region {
+                None => fitted(),
+                Some(_) => Ok(source.clone()),
+            })?;
+            match asked.content {
+                MaskedContent::Original => ready.image,
+                _ => fill_masked(&ready.image, &prepared.mask),
+            }
+        }
+        None => fitted()?,
+    };
+    if init.color_correction {
+        end.colors = Some(ColorReference::new(
+            init.color_source.as_deref().unwrap_or(&picture),
+        ));
+    }
+    Ok((picture, end))
 }
 
 /// One batch of latents: a single picture repeated, or each its own.

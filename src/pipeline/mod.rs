@@ -58,7 +58,7 @@ use crate::nn::Placement;
 use crate::prompt::Tokenizer;
 use crate::sampling::{Latents, Parameterization, TableOptions};
 use crate::weights::detect::{self, Kind, Role};
-use crate::weights::{self, SafetensorsFile, Source, demo};
+use crate::weights::{self, Source, WeightFile, demo};
 use autoencoder::Autoencoder;
 use conditioning::{EncodedText, TextEncoder};
 use merged::MergedNetworks;
@@ -112,15 +112,15 @@ pub enum Error {
 pub enum CheckpointSource {
     /// The demo model compiled into the binary.
     Embedded,
-    /// A single-file `.safetensors`.
+    /// A single file: `.safetensors` or `.ckpt`.
     File(PathBuf),
 }
 
 impl CheckpointSource {
-    fn open(&self) -> Result<SafetensorsFile, weights::Error> {
+    fn open(&self) -> Result<WeightFile, weights::Error> {
         match self {
-            Self::Embedded => demo::open(),
-            Self::File(path) => SafetensorsFile::open(path),
+            Self::Embedded => demo::open().map(WeightFile::Safetensors),
+            Self::File(path) => WeightFile::open(path),
         }
     }
 }
@@ -131,7 +131,7 @@ pub struct Pipeline {
     /// Where LoRAs find the checkpoint's own values again.
     source: CheckpointSource,
     /// The mapped file; `None` for the embedded model, which is unpacked again when needed.
-    file: Option<SafetensorsFile>,
+    file: Option<WeightFile>,
     networks: MergedNetworks,
     identity: CheckpointIdentity,
     text: TextEncoder,
@@ -163,6 +163,18 @@ impl Pipeline {
         options: &LoadOptions,
     ) -> Result<Self, Error> {
         Self::load_as(Role::Main, source, identity, options)
+    }
+
+    /// Bytes that the weights of a checkpoint take in `dtype`, from its header.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] for a file that is no checkpoint.
+    pub fn estimate(source: &CheckpointSource, dtype: DType) -> Result<u64, Error> {
+        let file = source.open()?;
+        detect::require(&file, Role::Main)?;
+        let elements = |key: &&str| file.shape(key).map_or(0, |s| s.iter().product::<usize>());
+        let elements: usize = file.keys().iter().map(elements).sum();
+        Ok((elements * dtype.size_in_bytes()) as u64)
     }
 
     fn load_as(

@@ -1,5 +1,7 @@
 //! One batch through the sampler: the first pass from noise or pictures, the second from the enlarged result.
 
+use std::rc::Rc;
+
 use candle_core::Tensor;
 use image::RgbImage;
 
@@ -56,38 +58,27 @@ impl Outcome {
 }
 
 impl Pipeline {
-    /// All passes of one batch, and what its pictures are finished with.
+    /// All passes of one batch. `begun` is what all batches of the job begin with, from its pictures, once it is there.
     pub(super) fn denoise_batch(
         &mut self,
         request: &GenerateRequest,
         passes: &[Pass],
         seeds: (&[u64], &[u64]),
+        begun: &mut Option<Rc<ImageStart>>,
         observer: &dyn Observer,
         report: &dyn Fn(usize),
-    ) -> Result<(Outcome, Option<ImageStart>), Error> {
+    ) -> Result<Outcome, Error> {
         let size = (request.width, request.height);
         let noise = image_rng(request, seeds, size);
-        let from_image = match &request.init_image {
-            Some(init) => {
-                // A1111 draws it once for all batches, without variation.
-                let plain = GenerateRequest {
-                    subseed_strength: 0.0,
-                    seed_resize_from: None,
-                    ..request.clone()
-                };
-                let first = self::seeds(request, request.batch_size);
-                let under_mask = image_rng(&plain, (&first, &[]), size);
-                let shape = (size.0, size.1, seeds.0.len());
-                Some(self.start_from_image(init, shape, under_mask, observer)?)
-            }
-            None => None,
-        };
+        if begun.is_none() {
+            *begun = self.image_start(request, observer)?.map(Rc::new);
+        }
         self.merge_for(&passes[0])?;
-        let start = self.first_start(request, &passes[0].plan, noise, from_image.as_ref())?;
+        let start = self.first_start(request, &passes[0].plan, noise, begun.as_deref())?;
         let first = self.denoise(&passes[0], start, &request.preview, observer, report)?;
         let (Some(hires), Some(latents), None) = (&request.hires, &first.latents, first.stopped)
         else {
-            return Ok((first, from_image));
+            return Ok(first);
         };
         let encoder = self.model(passes.get(1).map_or(first.model, |pass| pass.model));
         let decoder = self.model(first.model);
@@ -112,7 +103,30 @@ impl Pipeline {
                 ..first
             },
         };
-        Ok((second, from_image))
+        Ok(second)
+    }
+
+    /// What every batch of a job begins with: the latents of its pictures, and what stands under a mask.
+    fn image_start(
+        &self,
+        request: &GenerateRequest,
+        observer: &dyn Observer,
+    ) -> Result<Option<ImageStart>, Error> {
+        let Some(init) = &request.init_image else {
+            return Ok(None);
+        };
+        // A1111 draws it once for all batches, without variation.
+        let plain = GenerateRequest {
+            subseed_strength: 0.0,
+            seed_resize_from: None,
+            ..request.clone()
+        };
+        let first = seeds(request, request.batch_size);
+        let (width, height) = (request.width, request.height);
+        let under_mask = image_rng(&plain, (&first, &[]), (width, height));
+        let shape = (width, height, request.batch_size);
+        let start = self.start_from_image(init, shape, under_mask, observer)?;
+        Ok(Some(start))
     }
 
     /// Where the first pass begins: noise, or noised pictures.

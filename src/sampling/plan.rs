@@ -93,11 +93,7 @@ pub fn plan(
             if count > steps {
                 sigmas.remove(sigmas.len() - 2);
             }
-            let positive = sigmas.iter().copied().filter(|&sigma| sigma > 0.0);
-            brownian = (
-                positive.fold(f32::INFINITY, f32::min),
-                sigmas.iter().copied().fold(0.0, f32::max),
-            );
+            brownian = positive_range(&sigmas);
             if options.sgm_noise_multiplier {
                 say("SGM noise multiplier", python_bool(true));
             }
@@ -117,6 +113,15 @@ pub fn plan(
         start: Start::Noise,
         brownian,
     }
+}
+
+/// The smallest positive and the largest sigma.
+fn positive_range(sigmas: &[f32]) -> (f32, f32) {
+    let positive = sigmas.iter().copied().filter(|&sigma| sigma > 0.0);
+    (
+        positive.fold(f32::INFINITY, f32::min),
+        sigmas.iter().copied().fold(0.0, f32::max),
+    )
 }
 
 /// Limits and parameters of the schedule, after the overrides that infotext mentions.

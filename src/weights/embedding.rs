@@ -1,16 +1,22 @@
 //! Textual inversion (Gal et al. 2022): vectors that stand in a prompt's place for a word, for both text encoders of SDXL.
 //!
-//! A safetensors file with `clip_l` `[n, width]` and `clip_g` `[n, width]`; the word is the file's stem. Pickled files
-//! (`.pt`, `.bin`) run code when read and are refused; embeddings for other models have one table, and are named as such.
+//! A file with `clip_l` `[n, width]` and `clip_g` `[n, width]`, or with both side by side in one table; the word is the file's
+//! stem. Files are safetensors, PyTorch's (`.pt`, `.bin`: read without running anything in them), or pictures that [`carrier`]
+//! reads, whose word is the one they were trained with. Embeddings for other models have one table, and are named as such.
+
+mod carrier;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Error, SafetensorsFile, Source};
+use super::{Error, Source, WeightFile};
 
 /// Most vectors an embedding may have: the room of one chunk of a prompt.
 pub const MAX_VECTORS: usize = 75;
+
+/// Widths of the two tables side by side in one: those of SDXL's text encoders.
+const WIDTHS: [usize; 2] = [768, 1280];
 
 /// The tables' names, A1111's and those of diffusers' training script.
 const TABLES: [[&str; 2]; 2] = [["clip_l", "text_encoders_0"], ["clip_g", "text_encoders_1"]];
@@ -31,13 +37,20 @@ pub struct Embedding {
 }
 
 impl Embedding {
-    /// Reads a file; `shorthash` is left empty.
+    /// Reads a file; `shorthash` is left empty. Nothing for a picture that carries none.
     ///
     /// # Errors
-    /// As for [`SafetensorsFile::open`], and as for [`Self::read`].
-    pub fn open(path: &Path) -> Result<Self, Error> {
+    /// As for [`WeightFile::open`] and [`Self::read`]; [`Error::Embedding`] for a picture that carries something damaged.
+    pub fn open(path: &Path) -> Result<Option<Self>, Error> {
         let name = path.file_stem().unwrap_or_default().to_string_lossy();
-        Self::read(&name, &SafetensorsFile::open(path)?, "")
+        if !carrier::is_picture(path) {
+            return Self::read(&name, &WeightFile::open(path)?, "").map(Some);
+        }
+        let Some(carried) = carrier::read(path)? else {
+            return Ok(None);
+        };
+        let name = carried.name.as_deref().unwrap_or(&name);
+        Self::read(name, &carried, "").map(Some)
     }
 
     /// Reads the tables below `prefix`.
@@ -46,6 +59,9 @@ impl Embedding {
     /// [`Error::Missing`] without one of the tables, [`Error::Architecture`] for one of another shape, [`Error::Dtype`] and
     /// [`Error::NotFinite`].
     pub fn read(name: &str, source: &dyn Source, prefix: &str) -> Result<Self, Error> {
+        if let Some(key) = single(source, prefix) {
+            return Self::side_by_side(name, source, &key);
+        }
         let (l, rows) = table(source, prefix, TABLES[0])?;
         let (g, rows_g) = table(source, prefix, TABLES[1])?;
         if rows != rows_g {
@@ -64,6 +80,40 @@ impl Embedding {
         })
     }
 
+    /// Both tables in one.
+    fn side_by_side(name: &str, source: &dyn Source, key: &str) -> Result<Self, Error> {
+        let both: usize = WIDTHS.iter().sum();
+        let wrong = |reason: String| Error::Architecture {
+            path: source.path().into(),
+            key: key.to_string(),
+            reason,
+        };
+        let vectors = match source.shape(key) {
+            Some(&[rows, width]) if width == both && (1..=MAX_VECTORS).contains(&rows) => rows,
+            Some(&[width]) if width == both => 1,
+            Some(&[768 | 1024] | &[_, 768 | 1024]) => {
+                return Err(wrong(
+                    "it is an embedding for a model with one text encoder (SD 1 or 2)".into(),
+                ));
+            }
+            shape => {
+                return Err(wrong(format!(
+                    "its shape is {:?}; an embedding for SDXL has 1 to {MAX_VECTORS} vectors of {both}",
+                    shape.unwrap_or_default()
+                )));
+            }
+        };
+        let values = source.read(key)?;
+        let rows = || values.chunks_exact(both).map(|row| row.split_at(WIDTHS[0]));
+        Ok(Self {
+            name: name.to_string(),
+            shorthash: String::new(),
+            vectors,
+            clip_l: rows().flat_map(|(l, _)| l).copied().collect(),
+            clip_g: rows().flat_map(|(_, g)| g).copied().collect(),
+        })
+    }
+
     /// Width of a CLIP ViT-L vector.
     #[must_use]
     pub fn width_l(&self) -> usize {
@@ -77,23 +127,27 @@ impl Embedding {
     }
 }
 
+/// The table of a file that has one: `emb_params`, or the only tensor there is under whatever word it was trained for.
+fn single(source: &dyn Source, prefix: &str) -> Option<String> {
+    let has = |name: &str| source.shape(&format!("{prefix}{name}")).is_some();
+    if TABLES.iter().flatten().any(|name| has(name)) {
+        return None;
+    }
+    match &source.keys()[..] {
+        _ if has("emb_params") => Some(format!("{prefix}emb_params")),
+        [only] if prefix.is_empty() => Some(only.to_string()),
+        _ => None,
+    }
+}
+
 /// Key and number of vectors of a table.
 fn table(source: &dyn Source, prefix: &str, names: [&str; 2]) -> Result<(String, usize), Error> {
     let keys = names.map(|name| format!("{prefix}{name}"));
     let found = keys.iter().find(|key| source.shape(key).is_some());
     let Some(key) = found else {
-        let one_table = source.shape(&format!("{prefix}emb_params")).is_some();
-        return Err(if one_table {
-            Error::Architecture {
-                path: source.path().into(),
-                key: format!("{prefix}emb_params"),
-                reason: "it is an embedding for a model with one text encoder (SD 1 or 2)".into(),
-            }
-        } else {
-            Error::Missing {
-                path: source.path().into(),
-                key: keys[0].clone(),
-            }
+        return Err(Error::Missing {
+            path: source.path().into(),
+            key: keys[0].clone(),
         });
     };
     match source.shape(key) {
@@ -135,16 +189,17 @@ impl EmbeddingLibrary {
                 .unwrap_or_default()
                 .to_string_lossy()
                 .to_lowercase();
-            if !["safetensors", "pt", "bin"].contains(&extension.as_str()) {
+            if !["safetensors", "pt", "bin", "png", "webp"].contains(&extension.as_str()) {
                 continue;
             }
             match Embedding::open(&path) {
-                Ok(embedding) if library.find(&embedding.name).is_some() => {
+                Ok(None) => {}
+                Ok(Some(embedding)) if library.find(&embedding.name).is_some() => {
                     library
                         .skipped
                         .push((path, "another file has this name".into()));
                 }
-                Ok(embedding) => library.loaded.push(Arc::new(Embedding {
+                Ok(Some(embedding)) => library.loaded.push(Arc::new(Embedding {
                     shorthash: shorthash(&path).unwrap_or_default(),
                     ..embedding
                 })),
@@ -239,7 +294,7 @@ mod tests {
             ("sd1", "one text encoder"),
             ("odd", "3 vectors"),
             ("long", "1 to 75"),
-            ("old", "pickled"),
+            ("old", "truncated"),
             ("Zebra", "another file"),
         ] {
             assert!(

@@ -9,6 +9,7 @@ pub mod detect;
 pub mod embedding;
 pub mod file;
 pub mod lora;
+pub mod open;
 pub mod pickle;
 pub mod synthetic;
 pub mod vae_keys;
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 pub use detect::Kind;
 pub use file::SafetensorsFile;
+pub use open::WeightFile;
 pub use pickle::PickleFile;
 
 /// Why a checkpoint cannot be used.
@@ -71,7 +73,7 @@ pub enum Error {
         reason: String,
     },
     /// A kind of file that is not a single-file safetensors checkpoint.
-    #[error("`{}` is {what}; sdgen loads SDXL checkpoints as a single `.safetensors` file: {remedy}", path.display())]
+    #[error("`{}` is {what}; sdgen loads SDXL checkpoints as a single `.safetensors` or `.ckpt` file: {remedy}", path.display())]
     Format {
         /// The file.
         path: PathBuf,
@@ -83,6 +85,14 @@ pub enum Error {
     /// A PyTorch file that is damaged, or more than weights.
     #[error("cannot load `{}`: {reason}; sdgen reads PyTorch files of weights alone and runs nothing in them: use a `.safetensors` file of the model, or one saved anew by a recent PyTorch", path.display())]
     Pickle {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A picture that carries something else than an embedding.
+    #[error("`{}` carries no embedding that can be used: {reason}", path.display())]
+    Embedding {
         /// The file.
         path: PathBuf,
         /// What is wrong.
@@ -180,21 +190,6 @@ pub trait Source: Sync {
     /// # Errors
     /// [`Error::Missing`], [`Error::Dtype`] or [`Error::NotFinite`].
     fn read(&self, key: &str) -> Result<Vec<f32>, Error>;
-}
-
-/// Opens a file of weights by what it is: safetensors, or a PyTorch file.
-///
-/// # Errors
-/// Those of [`SafetensorsFile::open`] and [`PickleFile::open`].
-pub fn open(path: &Path) -> Result<Box<dyn Source>, Error> {
-    let is_pickle = path
-        .extension()
-        .is_some_and(|found| ["pth", "pt"].iter().any(|e| found.eq_ignore_ascii_case(e)));
-    if is_pickle && !file::is_safetensors(path)? {
-        Ok(Box::new(PickleFile::open(path)?))
-    } else {
-        Ok(Box::new(SafetensorsFile::open(path)?))
-    }
 }
 
 /// The tensors of a [`Source`] below a key prefix.

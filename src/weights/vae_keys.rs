@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::{Error, SafetensorsFile, Source};
+use super::{Error, Source};
 
 /// Fixed parts of a name, diffusers' and LDM's.
 const PARTS: &[(&str, &str)] = &[
@@ -34,9 +34,8 @@ const PARTS: &[(&str, &str)] = &[
 const MAX_LEVELS: usize = 64;
 
 /// A diffusers VAE under LDM's names, without prefix.
-#[derive(Debug)]
 pub struct LdmVae<'a> {
-    file: &'a SafetensorsFile,
+    file: &'a dyn Source,
     /// LDM's name to the file's.
     names: BTreeMap<String, String>,
 }
@@ -44,7 +43,7 @@ pub struct LdmVae<'a> {
 impl<'a> LdmVae<'a> {
     /// The view, if the file is in diffusers' naming.
     #[must_use]
-    pub fn of(file: &'a SafetensorsFile) -> Option<Self> {
+    pub fn of(file: &'a dyn Source) -> Option<Self> {
         const MARK: &str = "decoder.mid_block.resnets.0.conv1.weight";
         let prefix = ["", "vae."]
             .into_iter()

@@ -72,31 +72,7 @@ pub(crate) fn attention(
         "attention: output size"
     );
     count_multiply_adds(batch * heads * q.tokens * k.tokens * d * 2);
-    let nr = NV * isa.lanes();
-    let key_len = k.tokens.next_multiple_of(nr) * d;
-    let value_panels = d.div_ceil(nr);
-    let value_len = value_panels * v.tokens * nr;
-
-    let mut packed = vec![0f32; batch * heads * (key_len + value_len)];
-    let shared = Shared::new(&mut packed);
-    for_each_task(batch * heads, batch * heads * (key_len + value_len), |t| {
-        // SAFETY: one part per task.
-        let part = unsafe { shared.part(t * (key_len + value_len), key_len + value_len) };
-        let (keys, values) = part.split_at_mut(key_len);
-        let head = t % heads * d;
-        for token in 0..k.tokens {
-            let key = k.at(t / heads, token, head);
-            for i in 0..d {
-                keys[(token / nr * d + i) * nr + token % nr] = key[i];
-            }
-            let value = v.at(t / heads, token, head);
-            for panel in 0..value_panels {
-                let width = nr.min(d - panel * nr);
-                values[(panel * v.tokens + token) * nr..][..width]
-                    .copy_from_slice(&value[panel * nr..][..width]);
-            }
-        }
-    });
+    let (packed, key_len, value_len) = pack(k, v, shape, NV * isa.lanes());
 
     let chunks = q.tokens.div_ceil(QUERIES_PER_TASK);
     let out = Shared::new(out);
@@ -122,6 +98,36 @@ pub(crate) fn attention(
             });
         },
     );
+}
+
+/// Keys and values of each head in panels of `nr` columns, and the lengths of a head's keys and values.
+fn pack(k: Heads<'_>, v: Heads<'_>, shape: Shape, nr: usize) -> (Vec<f32>, usize, usize) {
+    let (heads, d) = (shape.heads, shape.head_dim);
+    let tasks = shape.batch * heads;
+    let key_len = k.tokens.next_multiple_of(nr) * d;
+    let value_panels = d.div_ceil(nr);
+    let value_len = value_panels * v.tokens * nr;
+    let mut packed = vec![0f32; tasks * (key_len + value_len)];
+    let shared = Shared::new(&mut packed);
+    for_each_task(tasks, tasks * (key_len + value_len), |t| {
+        // SAFETY: one part per task.
+        let part = unsafe { shared.part(t * (key_len + value_len), key_len + value_len) };
+        let (keys, values) = part.split_at_mut(key_len);
+        let head = t % heads * d;
+        for token in 0..k.tokens {
+            let key = k.at(t / heads, token, head);
+            for i in 0..d {
+                keys[(token / nr * d + i) * nr + token % nr] = key[i];
+            }
+            let value = v.at(t / heads, token, head);
+            for panel in 0..value_panels {
+                let width = nr.min(d - panel * nr);
+                values[(panel * v.tokens + token) * nr..][..width]
+                    .copy_from_slice(&value[panel * nr..][..width]);
+            }
+        }
+    });
+    (packed, key_len, value_len)
 }
 
 struct Task<'a> {

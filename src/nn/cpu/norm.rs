@@ -63,15 +63,11 @@ pub(crate) fn group_norm(
     });
 
     let mut affine = vec![0f32; g.batch * 2 * c];
-    for image in 0..g.batch {
-        let sums = &sums[image * tasks * 2 * c..][..tasks * 2 * c];
-        affine_of_image(
-            sums,
-            &x[image * per_image..][..c],
-            weight,
-            g,
-            &mut affine[image * 2 * c..][..2 * c],
-        );
+    let images = sums
+        .chunks_exact(tasks * 2 * c)
+        .zip(x.chunks_exact(per_image));
+    for ((sums, image), affine) in images.zip(affine.chunks_exact_mut(2 * c)) {
+        affine_of_image(sums, &image[..c], weight, g, affine);
     }
 
     let shared = Shared::new(out);

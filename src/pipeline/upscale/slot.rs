@@ -75,8 +75,8 @@ impl UpscalerSlot {
         }
         // The old one goes first: both need not fit.
         *kept = None;
-        let source = weights::open(&file.path)?;
-        let model = Arc::new(Esrgan::new(&*source, &self.place)?);
+        let source = weights::WeightFile::open(&file.path)?;
+        let model = Arc::new(Esrgan::new(&source, &self.place)?);
         *kept = Some(Kept {
             path: file.path.clone(),
             modified,

@@ -19,6 +19,13 @@ const GLOBALS: &[(&str, &str)] = &[
     ("collections", "OrderedDict"),
     ("torch._utils", "_rebuild_tensor_v2"),
     ("torch._utils", "_rebuild_parameter"),
+    // Around them in embeddings and in what a trainer saves; nothing is made of them.
+    ("torch.nn.modules.container", "ParameterDict"),
+    ("__builtin__", "set"),
+    (
+        "pytorch_lightning.callbacks.model_checkpoint",
+        "ModelCheckpoint",
+    ),
 ];
 
 /// What is known of a value.

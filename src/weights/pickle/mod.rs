@@ -1,9 +1,9 @@
-//! A PyTorch file (`.pth`, `.pt`): a zip of one pickle and the bytes of its tensors, memory-mapped.
+//! A PyTorch file (`.pth`, `.pt`, `.ckpt`, `.bin`): a zip of one pickle and the bytes of its tensors, memory-mapped.
 //!
 //! A pickle is a program. This one is never run: `guard` walks its opcodes first and admits only what `torch.save` writes for
 //! a state dict, within limits of size, depth and copies; then candle's reader builds the values. (candle alone runs nothing
-//! either, but it panics on tuples that are too short and copies without bound.) Tensors may lie under `params_ema`, `params`
-//! or `state_dict`. Nothing is allocated on the word of the file: every tensor lies within its zip entry, checked at opening.
+//! either, but it panics on tuples that are too short and copies without bound.) Tensors may lie under `params_ema`, `params`,
+//! `state_dict` or `string_to_param`. Nothing is allocated on the word of the file: every tensor lies within its zip entry, checked at opening.
 
 mod guard;
 mod table;
@@ -58,6 +58,26 @@ impl PickleFile {
     /// As for [`Self::open`].
     pub fn from_vec(path: &Path, bytes: Vec<u8>) -> Result<Self, Error> {
         Self::read(path, Bytes::Owned(bytes))
+    }
+
+    /// What `torch` calls the type that a tensor is stored in.
+    #[must_use]
+    pub fn dtype(&self, key: &str) -> Option<&'static str> {
+        let tensor = self.tensors.get(key)?;
+        let float = tensor.storage.dtype;
+        Some(match float {
+            Some(Dtype::F32) => "F32",
+            Some(Dtype::F16) => "F16",
+            Some(Dtype::BF16) => "BF16",
+            _ => tensor.storage.name,
+        })
+    }
+
+    /// Bytes of all tensors.
+    #[must_use]
+    pub fn data_len(&self) -> usize {
+        let bytes = |tensor: &Tensor| tensor.elements().unwrap_or(0) * tensor.storage.width;
+        self.tensors.values().map(bytes).sum()
     }
 
     fn read(path: &Path, bytes: Bytes) -> Result<Self, Error> {

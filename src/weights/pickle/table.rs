@@ -9,7 +9,7 @@ use safetensors::Dtype;
 use super::Reason;
 
 /// Where generators and trainers put the state dict, best first.
-const WRAPPERS: [&str; 3] = ["params_ema", "params", "state_dict"];
+const WRAPPERS: [&str; 4] = ["params_ema", "params", "state_dict", "string_to_param"];
 
 /// A type of storage.
 #[derive(Debug, Clone, Copy)]
@@ -73,10 +73,17 @@ pub(super) fn tensors(value: &Object) -> Result<Vec<(String, Info)>, Reason> {
     Ok(found)
 }
 
-/// A dict with attributes (an `OrderedDict` with `_metadata`) without them.
+/// A dict with attributes (an `OrderedDict` with `_metadata`) without them; of a `ParameterDict` the dict inside.
 fn contents(value: &Object) -> &Object {
     match value {
-        Object::Build { callable, .. } => callable,
+        Object::Build { callable, args } => match (&**callable, &**args) {
+            (Object::Dict(_), _) => callable,
+            (_, Object::Dict(attributes)) => attributes
+                .iter()
+                .find(|(key, _)| matches!(key, Object::Unicode(key) if key == "_parameters"))
+                .map_or(args, |(_, parameters)| contents(parameters)),
+            _ => callable,
+        },
         other => other,
     }
 }

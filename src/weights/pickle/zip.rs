@@ -14,6 +14,13 @@ const LOCAL: [u8; 4] = *b"PK\x03\x04";
 const END_LEN: usize = 22;
 const CENTRAL_LEN: usize = 46;
 const LOCAL_LEN: usize = 30;
+/// Of zip64: end record, its locator before the plain one, the extra field of an entry, and what plain fields say then.
+const LARGE_END: [u8; 4] = *b"PK\x06\x06";
+const LOCATOR: [u8; 4] = *b"PK\x06\x07";
+const LOCATOR_LEN: usize = 20;
+const LARGE_FIELD: usize = 1;
+const U16_FULL: usize = 0xffff;
+const U32_FULL: usize = 0xffff_ffff;
 /// The longest comment there can be.
 const COMMENT: usize = 0xffff;
 
@@ -30,13 +37,8 @@ pub(super) fn entries(bytes: &[u8]) -> Result<BTreeMap<String, Range<usize>>, Re
         .map(|at| from + at)
         .filter(|at| at + END_LEN <= bytes.len())
         .ok_or_else(truncated)?;
-    let count = u16_at(bytes, end + 10);
-    let directory = u32_at(bytes, end + 16);
-    if count == 0xffff || directory == 0xffff_ffff {
-        return Err("it is a zip of more than 4 GiB or 65534 entries (zip64)".into());
-    }
+    let (count, mut at) = directory(bytes, end)?;
     let mut entries = BTreeMap::new();
-    let mut at = directory;
     for _ in 0..count {
         let (name, range, next) = entry(bytes, at)?;
         if entries.insert(name.clone(), range).is_some() {
@@ -45,6 +47,55 @@ pub(super) fn entries(bytes: &[u8]) -> Result<BTreeMap<String, Range<usize>>, Re
         at = next;
     }
     Ok(entries)
+}
+
+/// Number of entries and where their headers begin, as the end record at `end` says, or the larger one (zip64) before it.
+fn directory(bytes: &[u8], end: usize) -> Result<(usize, usize), Reason> {
+    let (count, at) = (u16_at(bytes, end + 10), u32_at(bytes, end + 16));
+    if count != U16_FULL && at != U32_FULL {
+        return Ok((count, at));
+    }
+    let damaged = || "its zip64 directory is damaged".to_string();
+    let locator = end
+        .checked_sub(LOCATOR_LEN)
+        .map(|at| &bytes[at..end])
+        .filter(|locator| locator.starts_with(&LOCATOR))
+        .ok_or_else(damaged)?;
+    let large = u64_at(locator, 8)
+        .and_then(|at| bytes.get(at..))
+        .filter(|record| record.starts_with(&LARGE_END))
+        .ok_or_else(damaged)?;
+    let count = u64_at(large, 32).ok_or_else(damaged)?;
+    // Each has a header, so that there are no more than fit.
+    if count > bytes.len() / CENTRAL_LEN {
+        return Err(damaged());
+    }
+    Ok((count, u64_at(large, 48).ok_or_else(damaged)?))
+}
+
+/// Size and place of an entry, from its header or where that has no room for them from its zip64 field.
+fn size_and_place(header: &[u8], extra: &[u8]) -> Option<(usize, usize, usize)> {
+    let mut rest = extra;
+    let mut large: &[u8] = &[];
+    while rest.len() >= 4 {
+        let (id, len) = (u16_at(rest, 0), u16_at(rest, 2));
+        let field = rest.get(4..4 + len)?;
+        if id == LARGE_FIELD {
+            large = field;
+        }
+        rest = &rest[4 + len..];
+    }
+    let mut value = |field: usize| match u32_at(header, field) {
+        U32_FULL => {
+            let value = u64_at(large, 0)?;
+            large = &large[8..];
+            Some(value)
+        }
+        value => Some(value),
+    };
+    // In this order: size, packed size, place.
+    let (size, packed, place) = (value(24)?, value(20)?, value(42)?);
+    Some((size, packed, place))
 }
 
 /// Name and bytes of the entry whose central header lies at `at`, and where the next one begins.
@@ -60,7 +111,10 @@ fn entry(bytes: &[u8], at: usize) -> Result<(String, Range<usize>, usize), Reaso
         .ok_or_else(damaged)?;
     let name = String::from_utf8_lossy(name).into_owned();
     let (flags, method) = (u16_at(header, 8), u16_at(header, 10));
-    let (packed, size) = (u32_at(header, 20), u32_at(header, 24));
+    let extras = header.get(CENTRAL_LEN + name_len..CENTRAL_LEN + name_len + extra);
+    let (size, packed, place) = extras
+        .and_then(|extras| size_and_place(header, extras))
+        .ok_or_else(damaged)?;
     if flags & 1 != 0 {
         return Err(format!("its entry `{name}` is encrypted"));
     }
@@ -69,21 +123,21 @@ fn entry(bytes: &[u8], at: usize) -> Result<(String, Range<usize>, usize), Reaso
             "its entry `{name}` is compressed, which PyTorch never does"
         ));
     }
-    let local = bytes.get(u32_at(header, 42)..).ok_or_else(damaged)?;
+    let local = bytes.get(place..).ok_or_else(damaged)?;
     if local.len() < LOCAL_LEN || !local.starts_with(&LOCAL) {
         return Err(damaged());
     }
-    let start = u32_at(header, 42) + LOCAL_LEN + u16_at(local, 26) + u16_at(local, 28);
-    if start + size > bytes.len() {
+    let start = place + LOCAL_LEN + u16_at(local, 26) + u16_at(local, 28);
+    let end = start.saturating_add(size);
+    if end > bytes.len() || start > end {
         return Err(format!(
-            "its entry `{name}` ends at byte {}, the file at {}",
-            start + size,
+            "its entry `{name}` ends at byte {end}, the file at {}",
             bytes.len()
         ));
     }
     Ok((
         name,
-        start..start + size,
+        start..end,
         at + CENTRAL_LEN + name_len + extra + comment,
     ))
 }
@@ -95,4 +149,9 @@ fn u16_at(bytes: &[u8], at: usize) -> usize {
 
 fn u32_at(bytes: &[u8], at: usize) -> usize {
     u16_at(bytes, at) | u16_at(bytes, at + 2) << 16
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> Option<usize> {
+    let field = bytes.get(at..)?.first_chunk()?;
+    usize::try_from(u64::from_le_bytes(*field)).ok()
 }

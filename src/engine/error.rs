@@ -1,0 +1,76 @@
+//! What can go wrong between a request and its pictures, in words an operator uses.
+
+use std::path::PathBuf;
+
+use super::checkpoint;
+use crate::{pipeline, weights};
+
+/// What can go wrong between a request and its pictures.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The process is ending.
+    #[error("the server is shutting down; send the request again after its restart")]
+    ShuttingDown,
+    /// Every place of the queue is taken.
+    #[error("the queue is full: {limit} jobs wait; try again later or raise `server.queue_limit`")]
+    QueueFull {
+        /// Places of the queue.
+        limit: usize,
+    },
+    /// No checkpoint has this name.
+    #[error("checkpoint not found: `{name}`; {}", checkpoint::known(known))]
+    CheckpointNotFound {
+        /// As asked for.
+        name: String,
+        /// Titles there are.
+        known: Vec<String>,
+    },
+    /// No VAE has this name.
+    #[error("VAE not found: `{name}`; {}", checkpoint::known(known))]
+    VaeNotFound {
+        /// As asked for.
+        name: String,
+        /// File names there are.
+        known: Vec<String>,
+    },
+    /// A file could not be read or written.
+    #[error("cannot read `{}`: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A small model that is fetched when first used is neither there nor to be had.
+    #[error(
+        "`{file}` is not in `{}` and cannot be downloaded from `{repo}`: {reason}; put the file there, or use the method `Full`",
+        dir.display()
+    )]
+    NotDownloaded {
+        /// The file.
+        file: &'static str,
+        /// Where it belongs.
+        dir: PathBuf,
+        /// Where it comes from.
+        repo: &'static str,
+        /// Why it did not.
+        reason: String,
+    },
+    /// The device cannot be used.
+    #[error("device not available: `{device}`; {reason}")]
+    Device {
+        /// As asked for.
+        device: String,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// The job or load failed below.
+    #[error(transparent)]
+    Pipeline(#[from] pipeline::Error),
+    /// The file is no checkpoint that can be loaded.
+    #[error(transparent)]
+    Weights(#[from] weights::Error),
+    /// A bug: the job panicked. The model was dropped and will be loaded again.
+    #[error("the job crashed: {0}")]
+    Panicked(String),
+}
