@@ -96,12 +96,7 @@ fn lists_have_exactly_a1111s_keys() {
         ])
     );
     assert_eq!(list("/sdapi/v1/sd-vae"), json!([]));
-    assert_eq!(
-        list("/sdapi/v1/scripts"),
-        json!({ "txt2img": [], "img2img": [] })
-    );
     for path in [
-        "script-info",
         "extensions",
         "hypernetworks",
         "face-restorers",

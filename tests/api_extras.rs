@@ -224,7 +224,7 @@ fn what_cannot_be_done_is_named() {
     error(
         post(json!({ "image": "http://127.0.0.1/a.png" })),
         400,
-        "Requests not allowed",
+        "Request to local resource not allowed",
     );
     error(post(json!({ "upscaler_1": "broken" })), 500, "broken.pth");
     let problems = post(json!({

@@ -480,7 +480,7 @@ fn hires_fix_refuses_in_words() {
         ),
         (
             json!({ "hr_checkpoint_name": "other" }),
-            500,
+            404,
             "checkpoint not found: `other`; known: ",
         ),
     ] {
@@ -535,7 +535,10 @@ fn pictures_that_cannot_be_used_are_answered_in_words() {
              request 64 megapixels (setting `limits.max_megapixels`)"
         )
     };
-    let (not_found, url) = ("Init image not found", "Requests not allowed");
+    let (not_found, url) = (
+        "Init image not found",
+        "Request to local resource not allowed",
+    );
     let unknown = "Invalid encoded image: unknown picture format; use PNG, JPEG or WebP";
     for (changes, status, message) in [
         (json!({ "init_images": null }), 404, not_found.to_string()),
@@ -546,8 +549,8 @@ fn pictures_that_cannot_be_used_are_answered_in_words() {
         (json!({ "init_images": [gif] }), 400, unknown.into()),
         (json!({ "init_images": [cut] }), 400, "Invalid encoded image: picture cannot be read: ".into()),
         (json!({ "init_images": ["http://127.0.0.1/a.png"] }), 400, url.into()),
-        (json!({ "init_images": ["HTTPS://example.com/a.png"] }), 400, url.into()),
-        (json!({ "mask": "https://example.com/a.png" }), 400, url.into()),
+        (json!({ "init_images": ["HTTPS://127.0.0.1/a.png"] }), 400, url.into()),
+        (json!({ "mask": "https://10.0.0.1/a.png" }), 400, url.into()),
         (json!({ "init_images": [png(scene(8, 8)), png(scene(8, 8))] }), 400,
             "bad number of images passed: 2; expecting 1 or less".into()),
         (json!({ "init_images": [hollow_png(16_384, 16_384)] }), 400, sized(16_384, 16_384)),

@@ -206,6 +206,7 @@ fn init_image(i2i: &Value, size: (usize, usize)) -> InitImage {
         noise_multiplier: i2i.get("noise_multiplier").map_or(1.0, real),
         extra_noise: i2i.get("extra_noise").map_or(0.0, real),
         color_correction: flag("color_correction"),
+        color_source: None,
         mask: i2i.get("mask").map(|mask| inpaint(mask, resize, size)),
     }
 }

@@ -1,13 +1,22 @@
 //! The body of a request: bytes up to the configured limit, whatever the content type says.
+//!
+//! Invariant: no more than the limit is ever held, and a client that stops sending is not waited for.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
 use axum::http::{StatusCode, header};
+use futures_util::StreamExt;
 
 use super::App;
 use super::error::ApiError;
+
+/// How long a client may send nothing in the middle of a body.
+const PART_TIME: Duration = Duration::from_mins(1);
+/// What is set aside for a body before any of it has come, at most: its announced length is only a claim.
+const FIRST_BYTES: u64 = 1 << 20;
 
 /// A request's body. Clients send JSON under any content type or none, so the type is not looked at.
 #[derive(Debug)]
@@ -31,18 +40,26 @@ impl FromRequest<Arc<App>> for Body {
         if announced.is_some_and(|length| length > limit) {
             return Err(too_large());
         }
-        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        axum::body::to_bytes(request.into_body(), limit)
-            .await
-            .map(Self)
-            .map_err(|error| {
-                let over_limit = std::error::Error::source(&error)
-                    .is_some_and(|source| source.to_string().contains("length limit"));
-                if over_limit {
-                    too_large()
-                } else {
-                    ApiError::bad_request(format!("request body was not received: {error}"))
+        let mut bytes = Vec::with_capacity(announced.unwrap_or(0).min(FIRST_BYTES) as usize);
+        let mut parts = request.into_body().into_data_stream();
+        loop {
+            let part = match tokio::time::timeout(PART_TIME, parts.next()).await {
+                Ok(None) => return Ok(Self(bytes.into())),
+                Ok(Some(Ok(part))) => part,
+                Ok(Some(Err(error))) => {
+                    let message = format!("request body was not received: {error}");
+                    return Err(ApiError::bad_request(message));
                 }
-            })
+                Err(_) => {
+                    let seconds = PART_TIME.as_secs();
+                    let message = format!("request body stopped for {seconds} seconds");
+                    return Err(ApiError::Http(StatusCode::REQUEST_TIMEOUT, message));
+                }
+            };
+            if (bytes.len() + part.len()) as u64 > limit {
+                return Err(too_large());
+            }
+            bytes.extend_from_slice(&part);
+        }
     }
 }

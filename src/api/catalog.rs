@@ -9,7 +9,8 @@ use axum::extract::State;
 use serde_json::{Map, Value, json};
 
 use super::body::Body;
-use super::error::{ApiError, Problem, with_causes};
+use super::error::{ApiError, Problem};
+use super::image_source::ImageSource;
 use super::types::{PNG_INFO, text};
 use super::{App, blocking, fields, vocabulary};
 use crate::engine::checkpoint::Checkpoint;
@@ -61,11 +62,6 @@ pub async fn sd_vae(State(app): State<Arc<App>>) -> Json<Value> {
     )
 }
 
-/// `GET /sdapi/v1/scripts`: none.
-pub async fn scripts() -> Json<Value> {
-    Json(json!({ "txt2img": [], "img2img": [] }))
-}
-
 /// Lists of things this server has none of.
 pub async fn empty_list() -> Json<Value> {
     Json(json!([]))
@@ -92,7 +88,8 @@ pub async fn png_info(
     Body(body): Body,
 ) -> Result<Json<Value>, ApiError> {
     let model = fields::read(&body, PNG_INFO)?;
-    let back_compatible = app.options.snapshot().flag("auto_backcompat");
+    let options = app.options.snapshot();
+    let back_compatible = options.flag("auto_backcompat");
     blocking(move || {
         let Some(image) = text(&model, "image") else {
             return Err(vec![Problem::field(
@@ -102,11 +99,10 @@ pub async fn png_info(
             )]
             .into());
         };
-        let invalid = |error: imaging::Error| {
-            ApiError::bad_request(format!("Invalid encoded image: {}", with_causes(&error)))
-        };
-        let bytes = imaging::decode_base64(image).map_err(invalid)?;
-        let metadata = imaging::read_metadata(&bytes).map_err(invalid)?;
+        let mut source = ImageSource::new(&options);
+        let bytes = source.file(image)?;
+        let metadata =
+            imaging::read_metadata(&bytes).map_err(|error| source.unreadable(image, &error))?;
         let info = metadata.infotext.unwrap_or_default();
         let items: Map<String, Value> = metadata
             .texts

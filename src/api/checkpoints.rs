@@ -1,5 +1,7 @@
 //! Checkpoints that a request names besides its own: the refiner's and the hires pass's.
 
+use axum::http::StatusCode;
+
 use super::App;
 use super::error::ApiError;
 use super::hires;
@@ -68,11 +70,10 @@ fn find(app: &App, name: &str, options: &Options) -> Result<OtherCheckpoint, Api
         .catalog()
         .find(name)
         .map_err(|error| match error {
-            engine::Error::CheckpointNotFound { .. } => ApiError::Failure {
-                class: "Exception",
-                detail: error.to_string(),
-                errors: format!("Could not find checkpoint with name {name}"),
-            },
+            // A1111 answers 500 to this mistake of the client's.
+            engine::Error::CheckpointNotFound { .. } => {
+                ApiError::Http(StatusCode::NOT_FOUND, error.to_string())
+            }
             other => other.into(),
         })?;
     Ok(select_for(app, checkpoint, options)?.as_other())

@@ -18,7 +18,9 @@ use super::body::Body;
 use super::client::Client;
 use super::error::{ApiError, Problem, with_causes};
 use super::fields::{self, Default, Field, Kind};
+use super::image_source::ImageSource;
 use super::middleware::Incompressible;
+use super::options::Options;
 use super::upscalers::Upscalers;
 use super::{App, blocking, resolve};
 use crate::config::Limits;
@@ -224,7 +226,7 @@ fn prepare(app: &App, model: &Map<String, Value>, images: &[String]) -> Result<P
     let format = options.text("samples_format").parse();
     let format: Format =
         format.map_err(|error: imaging::Error| ApiError::bad_request(error.to_string()))?;
-    let (pictures, texts) = decode(images, &app.config.limits)?;
+    let (pictures, texts) = decode(images, &options, &app.config.limits)?;
     let size = size(&wire);
     if upscaler != PictureUpscaler::None {
         check_results(size, &pictures, &app.config.limits)?;
@@ -315,19 +317,17 @@ fn check(wire: &Wire, limits: &Limits) -> Result<(), ApiError> {
 }
 
 /// Pictures as A1111's `convert("RGB")` makes them, and the texts of their files.
-fn decode(images: &[String], limits: &Limits) -> Result<(Vec<RgbImage>, Vec<Metadata>), ApiError> {
-    let invalid = |error: imaging::Error| {
-        ApiError::bad_request(format!("Invalid encoded image: {}", with_causes(&error)))
-    };
+fn decode(
+    images: &[String],
+    options: &Options,
+    limits: &Limits,
+) -> Result<(Vec<RgbImage>, Vec<Metadata>), ApiError> {
+    let mut source = ImageSource::new(options);
     let mut left = limits.max_megapixels as u64 * 1_000_000;
     let (mut pictures, mut texts) = (Vec::new(), Vec::new());
     for image in images {
-        let start: String = image.trim_start().chars().take(8).collect();
-        let start = start.to_ascii_lowercase();
-        if start.starts_with("http://") || start.starts_with("https://") {
-            return Err(ApiError::bad_request("Requests not allowed"));
-        }
-        let bytes = imaging::decode_base64(image).map_err(invalid)?;
+        let bytes = source.file(image)?;
+        let invalid = |error: imaging::Error| source.unreadable(image, &error);
         let allowed = imaging::Limits {
             side: LONGEST_SIDE,
             pixels: left,
@@ -408,7 +408,8 @@ pub fn other_texts(metadata: &Metadata) -> Vec<(&str, &str)> {
 }
 
 /// Python's `html.escape`.
-fn html(text: &str) -> String {
+#[must_use]
+pub fn html(text: &str) -> String {
     [
         ('&', "&amp;"),
         ('<', "&lt;"),

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::error::{ApiError, with_causes};
+use super::image_source::ImageSource;
 use super::options::Options;
 use super::pictures::{Reader, Sources};
 use super::types::ImageFields;
@@ -61,25 +62,15 @@ impl Encoded {
         options: &Options,
         limits: &Limits,
     ) -> Result<(Sources, Vec<Original>), ApiError> {
-        let invalid = |error: &dyn std::error::Error| {
-            ApiError::bad_request(format!("Invalid encoded image: {}", with_causes(error)))
-        };
-        let file = |text: &str| {
-            let start: String = text.trim_start().chars().take(8).collect();
-            let start = start.to_ascii_lowercase();
-            if start.starts_with("http://") || start.starts_with("https://") {
-                return Err(ApiError::bad_request("Requests not allowed"));
-            }
-            imaging::decode_base64(text).map_err(|error| invalid(&error))
-        };
+        let mut source = ImageSource::new(options);
         let mut reader = Reader::new(fields, options, limits)
             .map_err(|error| ApiError::bad_request(error.to_string()))?;
         let mut pictures = Vec::with_capacity(self.images.len());
         let mut originals = Vec::new();
         for text in &self.images {
             let picture = reader
-                .decode(&file(text)?)
-                .map_err(|error| invalid(&error))?;
+                .decode(&source.file(text)?)
+                .map_err(|error| source.unreadable(text, &error))?;
             if options.flag("save_init_img") {
                 originals.push(Original {
                     hash: md5::hex(picture.as_bytes()),
@@ -89,7 +80,10 @@ impl Encoded {
             pictures.push(reader.flatten(picture));
         }
         let mask = match &self.mask {
-            Some(text) => Some(reader.mask(&file(text)?).map_err(|error| invalid(&error))?),
+            Some(text) => {
+                let mask = reader.mask(&source.file(text)?);
+                Some(mask.map_err(|error| source.unreadable(text, &error))?)
+            }
             None => None,
         };
         Ok((Sources { pictures, mask }, originals))

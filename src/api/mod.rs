@@ -3,21 +3,26 @@
 //! [`router`] builds everything from an [`App`]; tests call it with `oneshot`, [`serve::run`] puts it on a socket. A route is one
 //! line of `routes`; paths and methods are looked up there for redirects, 405 and HEAD. Contract: A1111 1.10's REST API.
 
+pub mod absent;
 pub mod auth;
 pub mod body;
 pub mod catalog;
 pub mod checkpoints;
 pub mod client;
 pub mod codecs;
+pub mod connections;
 pub mod docs;
 pub mod error;
 pub mod extract;
 pub mod extras;
 pub mod fields;
 pub mod generate;
+pub mod gradio;
 pub mod hires;
+pub mod image_source;
 pub mod infotext;
 pub mod init_images;
+pub mod internals;
 pub mod job_events;
 pub mod job_runner;
 pub mod jobs;
@@ -26,6 +31,7 @@ pub mod large_copy;
 pub mod masks;
 pub mod metrics;
 pub mod middleware;
+pub mod network_pages;
 pub mod networks;
 pub mod openai;
 pub mod openapi;
@@ -38,6 +44,8 @@ pub mod pictures;
 pub mod progress;
 pub mod prompts;
 pub mod resolve;
+pub mod script_list;
+pub mod script_runs;
 pub mod scripts;
 pub mod serve;
 pub mod settings;
@@ -54,7 +62,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use axum::Router;
 use axum::extract::Request;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use serde_json::{Map, Value};
@@ -202,8 +210,21 @@ pub fn router(app: &Arc<App>) -> Router {
         None => plain,
     };
     let strip = prefix.map(|prefix| format!("/{prefix}"));
-    let routed = routed
-        .fallback(async move |request: Request| no_such_path(&request, &known, strip.as_deref()));
+    let files = app.clone();
+    let fallback = async move |request: Request| {
+        let path = request.uri().path();
+        let inner = strip
+            .as_deref()
+            .and_then(|prefix| path.strip_prefix(prefix));
+        match inner.unwrap_or(path).strip_prefix("/file=") {
+            Some(file) if request.method() == Method::GET => {
+                gradio::file(files, file.to_string()).await
+            }
+            Some(_) => ApiError::MethodNotAllowed.into_response(),
+            None => no_such_path(&request, &known, strip.as_deref()),
+        }
+    };
+    let routed = routed.fallback(fallback);
     middleware::wrap(routed.with_state(app.clone()), app)
 }
 
@@ -232,8 +253,8 @@ fn routes(app: &App) -> Routes {
         ("/sdapi/v1/embeddings", get(networks::embeddings)),
         ("/sdapi/v1/refresh-embeddings", post(networks::refresh_embeddings)),
         ("/sdapi/v1/prompt-styles", get(styles::prompt_styles)),
-        ("/sdapi/v1/scripts", get(catalog::scripts)),
-        ("/sdapi/v1/script-info", get(catalog::empty_list)),
+        ("/sdapi/v1/scripts", get(script_list::scripts)),
+        ("/sdapi/v1/script-info", get(script_list::script_info)),
         ("/sdapi/v1/extensions", get(catalog::empty_list)),
         ("/sdapi/v1/hypernetworks", get(catalog::empty_list)),
         ("/sdapi/v1/face-restorers", get(catalog::empty_list)),
@@ -244,7 +265,23 @@ fn routes(app: &App) -> Routes {
         ("/sdapi/v1/reload-checkpoint", post(settings::reload_checkpoint)),
         ("/sdapi/v1/memory", get(system::memory)),
         ("/sdapi/v1/png-info", post(catalog::png_info)),
+        ("/sdapi/v1/interrogate", post(absent::interrogate)),
+        ("/sdapi/v1/create/embedding", post(absent::training)),
+        ("/sdapi/v1/create/hypernetwork", post(absent::training)),
+        ("/sdapi/v1/train/embedding", post(absent::training)),
+        ("/sdapi/v1/train/hypernetwork", post(absent::training)),
         ("/internal/ping", get(system::ping)),
+        ("/internal/sysinfo", get(internals::sysinfo)),
+        ("/internal/sysinfo-download", get(internals::sysinfo_download)),
+        ("/internal/quicksettings-hint", get(internals::quicksettings_hint)),
+        ("/internal/profile-startup", get(internals::profile_startup)),
+        ("/sd_extra_networks/thumb", get(network_pages::thumb)),
+        ("/sd_extra_networks/metadata", get(network_pages::metadata)),
+        ("/sd_extra_networks/cover-images", get(network_pages::cover_images)),
+        ("/sd_extra_networks/get-single-card", get(network_pages::single_card)),
+        ("/config", get(gradio::config)),
+        ("/login", post(gradio::login)),
+        ("/login_check", get(gradio::login_check)),
         ("/internal/progress", post(progress::task_progress)),
         ("/internal/pending-tasks", get(progress::pending_tasks)),
         ("/v1/jobs", get(jobs::list).post(jobs::submit)),

@@ -159,7 +159,7 @@ pub const OPTIONS: &[Field] = &[
     ("sd_lora", Kind::Text, Text("None")),
     ("sd_hypernetwork", Kind::Text, Text("None")),
     ("extra_networks_default_multiplier", Kind::Float, Float(1.0)),
-    ("api_enable_requests", Kind::Bool, Bool(false)),
+    ("api_enable_requests", Kind::Bool, Bool(true)),
     ("api_forbid_local_requests", Kind::Bool, Bool(true)),
     ("api_useragent", Kind::Text, Text("")),
     ("send_seed", Kind::Bool, Bool(true)),

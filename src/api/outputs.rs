@@ -20,7 +20,7 @@ use crate::engine::Outcome;
 use crate::imaging::infotext::python_float;
 use crate::imaging::naming::{NameContext, apply_pattern};
 use crate::imaging::{self, EncodeOptions, Encoded, Format, GridShape, Pixels, SaveRequest};
-use crate::pipeline::GeneratedImage;
+use crate::pipeline::{GeneratedImage, Script};
 
 /// Encodes, saves and describes the pictures of a job: the whole body of the answer.
 ///
@@ -51,7 +51,7 @@ pub fn answer(
     let has_grid = wants_grid(prepared, outcome);
     if has_grid {
         let grid = grid_file(prepared, outcome)?;
-        if options.flag("grid_save") {
+        if options.flag("grid_save") && prepared.request.save_images {
             save_grid(prepared, &grid, infotexts[0], data_dir)?;
         }
         infotexts.insert(0, infotexts[0]);
@@ -156,7 +156,7 @@ fn encode<'a>(
         .map_err(|error| ApiError::failure("ValueError", with_causes(&error)))
 }
 
-/// A1111's rule: only for saved jobs of more than one picture.
+/// A1111's rule: only for saved jobs of more than one picture. Of scripts only loopback has one, saved or not.
 fn wants_grid(prepared: &Prepared, outcome: &Outcome) -> bool {
     let (options, count) = (&prepared.options, outcome.generated.images.len());
     let fewest = if options.flag("grid_only_if_multiple") {
@@ -164,12 +164,18 @@ fn wants_grid(prepared: &Prepared, outcome: &Outcome) -> bool {
     } else {
         1
     };
-    prepared.request.save_images && options.flag("return_grid") && count >= fewest
+    let wants = match &prepared.job.request.script {
+        None => prepared.request.save_images && count >= fewest,
+        Some(Script::Loopback(_)) => count > 1,
+        Some(Script::Jobs(_) | Script::SdUpscale(_)) => false,
+    };
+    wants && options.flag("return_grid")
 }
 
 fn grid_file(prepared: &Prepared, outcome: &Outcome) -> Result<(RgbImage, Encoded), ApiError> {
     let options = &prepared.options;
     let shape = match options.int("n_rows") {
+        _ if prepared.job.request.script.is_some() => GridShape::Rows(1),
         rows if rows > 0 => GridShape::Rows(rows as usize),
         0 => GridShape::Rows(prepared.job.request.batch_size),
         _ if options.flag("grid_prevent_empty_spots") => GridShape::Full,
@@ -205,7 +211,7 @@ fn save_all(
     let options = &prepared.options;
     let batch_size = prepared.job.request.batch_size;
     // The batch that an interrupt cut short is not kept, unless asked for.
-    let complete = if options.flag("save_incomplete_images") {
+    let complete = if options.flag("save_incomplete_images") || !outcome.generated.interrupted {
         files.len()
     } else {
         outcome.finished_batches * batch_size
@@ -223,7 +229,7 @@ fn save_all(
         .enumerate()
     {
         let cfg_scale = python_float(prepared.request.cfg_scale);
-        let job = &prepared.job.request;
+        let job = prepared.job.request.of_image(index);
         let denoises = job.init_image.is_some() || job.hires.is_some();
         let denoising = denoises.then(|| python_float(prepared.request.denoising_strength));
         let context = NameContext {
@@ -316,7 +322,7 @@ fn name_context<'a>(
     index: usize,
     cfg_scale: &'a str,
 ) -> NameContext<'a> {
-    let job = &prepared.job.request;
+    let job = prepared.job.request.of_image(index);
     NameContext {
         seed: image.seed,
         all_seeds: &outcome.generated.seeds,
@@ -351,16 +357,18 @@ fn info(
     index_of_first_image: usize,
 ) -> Value {
     let (request, wire, job) = (&prepared.request, &prepared.wire, &prepared.job.request);
-    let count = job.batch_size * job.batch_count;
     let generated = &outcome.generated;
+    let each: Vec<_> = (0..generated.seeds.len())
+        .map(|i| job.of_image(i))
+        .collect();
     let mut info = Map::new();
     let mut put = |key: &str, value: Value| drop(info.insert(key.to_string(), value));
     put("prompt", json!(job.prompt));
-    put("all_prompts", json!(vec![&job.prompt; count]));
+    put("all_prompts", each.iter().map(|job| &*job.prompt).collect());
     put("negative_prompt", json!(job.negative_prompt));
     put(
         "all_negative_prompts",
-        json!(vec![&job.negative_prompt; count]),
+        each.iter().map(|job| &*job.negative_prompt).collect(),
     );
     put("seed", json!(job.seed));
     put("all_seeds", json!(generated.seeds));

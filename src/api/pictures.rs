@@ -178,6 +178,7 @@ pub fn build(
         noise_multiplier: noise_multiplier(fields, options) as f32,
         extra_noise: options.float("img2img_extra_noise").clamp(0.0, 100.0) as f32,
         color_correction: options.flag("img2img_color_correction"),
+        color_source: None,
         mask,
     };
     Ok((init, remark))

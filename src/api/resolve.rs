@@ -16,7 +16,7 @@ use super::prompts::Additions;
 use super::scripts::{self, Page};
 use super::types::{Generation, HiresFields, ImageFields, SILENT};
 use super::upscalers::Upscalers;
-use super::{checkpoints, codecs, hires, overrides, vocabulary};
+use super::{checkpoints, codecs, hires, overrides, script_runs, vocabulary};
 use crate::config::VERSION_TEXT;
 use crate::engine::checkpoint::{Checkpoint, Selection, VaeChoice};
 use crate::engine::limits::{self, Numbers, Violation, check, resolve_seed};
@@ -54,6 +54,9 @@ pub struct Prepared {
 /// 422 for fields and limits, 400 for unknown names, 404 for unknown checkpoints, 501 for what is not supported.
 pub fn txt2img(app: &App, mut wire: Map<String, Value>) -> Result<Prepared, ApiError> {
     let mut request: Generation = part(&wire)?;
+    if scripts::is_list_of_prompts(&request, Page::Txt2img)? {
+        return script_runs::prompts(app, wire, &request, txt2img);
+    }
     let mut fields: HiresFields = part(&wire)?;
     for (name, ..) in SILENT {
         wire.remove(*name);
@@ -90,6 +93,9 @@ pub fn txt2img(app: &App, mut wire: Map<String, Value>) -> Result<Prepared, ApiE
 /// Those of [`txt2img`]; 404 without a picture, 400 for one that cannot be used.
 pub fn img2img(app: &App, mut wire: Map<String, Value>) -> Result<Prepared, ApiError> {
     let mut request: Generation = part(&wire)?;
+    if scripts::is_list_of_prompts(&request, Page::Img2img)? {
+        return script_runs::prompts(app, wire, &request, img2img);
+    }
     let mut fields: ImageFields = part(&wire)?;
     let soft = scripts::soft_inpainting(&request)?;
     fields.mask_round &= soft.is_none();
@@ -103,25 +109,7 @@ pub fn img2img(app: &App, mut wire: Map<String, Value>) -> Result<Prepared, ApiE
         &options,
         request.steps,
     )))?;
-    let most = request.batch_size as usize;
-    match pictures.images.len() {
-        0 => {
-            return Err(ApiError::Http(
-                StatusCode::NOT_FOUND,
-                "Init image not found".into(),
-            ));
-        }
-        1 => {}
-        several if several > most => {
-            return Err(ApiError::bad_request(format!(
-                "bad number of images passed: {several}; expecting {most} or less"
-            )));
-        }
-        several => {
-            request.batch_size = several as i64;
-            generate.batch_size = several;
-        }
-    }
+    match_batch(pictures.images.len(), &mut request, &mut generate)?;
     let limits = &app.config.limits;
     let (sources, originals) = pictures.decode(&fields, &options, limits)?;
     generate.infotext.init_image_hash = originals.last().map(|original| original.hash.clone());
@@ -134,8 +122,12 @@ pub fn img2img(app: &App, mut wire: Map<String, Value>) -> Result<Prepared, ApiE
     if let Some(mask) = &mut init.mask {
         mask.soft = soft;
     }
-    let masks = MaskOutputs::claim(&mut init, &options);
+    let runs_once = !scripts::is_selected(&request, Page::Img2img)?;
+    let masks = runs_once
+        .then(|| MaskOutputs::claim(&mut init, &options))
+        .flatten();
     generate.init_image = Some(init);
+    generate.script = script_runs::of_picture(app, &request, &options, &generate)?;
     let prepared = finish(app, "img2img", wire, request, options, generate)?;
     init_images::save(&originals, &prepared.options, &app.config.data_dir)?;
     let remarks: Vec<String> = remark.into_iter().map(String::from).collect();
@@ -147,6 +139,30 @@ pub fn img2img(app: &App, mut wire: Map<String, Value>) -> Result<Prepared, ApiE
         remarks,
         ..prepared
     })
+}
+
+/// Makes the batch as large as the number of its pictures, unless one is for all.
+fn match_batch(
+    pictures: usize,
+    request: &mut Generation,
+    generate: &mut GenerateRequest,
+) -> Result<(), ApiError> {
+    let most = generate.batch_size;
+    match pictures {
+        0 => Err(ApiError::Http(
+            StatusCode::NOT_FOUND,
+            "Init image not found".into(),
+        )),
+        1 => Ok(()),
+        several if several > most => Err(ApiError::bad_request(format!(
+            "bad number of images passed: {several}; expecting {most} or less"
+        ))),
+        several => {
+            request.batch_size = several as i64;
+            generate.batch_size = several;
+            Ok(())
+        }
+    }
 }
 
 /// A part of a request model.

@@ -6,6 +6,7 @@ use axum::http::StatusCode;
 use serde_json::Value;
 
 use super::error::ApiError;
+use super::script_runs::Selectable;
 use super::types::Generation;
 use crate::pipeline::SoftInpainting;
 
@@ -36,9 +37,15 @@ pub enum Page {
 /// 422 in A1111's words.
 pub fn check(request: &Generation, page: Page) -> Result<(), ApiError> {
     let unknown = |name: &str| unprocessable(format!("Script '{name}' not found"));
-    let script = request.script_name.as_deref();
-    if let Some(name) = script.filter(|name| !matches!(*name, "" | "None")) {
-        return Err(unknown(name));
+    Selectable::of(request.script_name.as_deref(), page)?;
+    let selectable = |name: &&String| {
+        let lower = name.to_lowercase();
+        Selectable::ALL.iter().any(|script| script.title() == lower)
+    };
+    if let Some(name) = request.alwayson_scripts.keys().find(selectable) {
+        return Err(unprocessable(format!(
+            "Cannot have a selectable script in the always on scripts params: `{name}`"
+        )));
     }
     let is_known = |name: &str| {
         let name = name.to_lowercase();
@@ -49,6 +56,23 @@ pub fn check(request: &Generation, page: Page) -> Result<(), ApiError> {
         .iter()
         .find(|(name, script)| !is_known(name) && !is_off(script));
     unknown_name.map_or(Ok(()), |(name, _)| Err(unknown(name)))
+}
+
+/// Whether the request names a script.
+///
+/// # Errors
+/// 422 for a script that the page does not have.
+pub fn is_selected(request: &Generation, page: Page) -> Result<bool, ApiError> {
+    Ok(Selectable::of(request.script_name.as_deref(), page)?.is_some())
+}
+
+/// Whether the request is a list of prompts.
+///
+/// # Errors
+/// 422 for a script that the page does not have.
+pub fn is_list_of_prompts(request: &Generation, page: Page) -> Result<bool, ApiError> {
+    let script = Selectable::of(request.script_name.as_deref(), page)?;
+    Ok(script == Some(Selectable::Prompts))
 }
 
 /// The settings of soft inpainting, if the request switches it on: `args` are `[enabled, schedule bias, preservation strength,

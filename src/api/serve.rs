@@ -6,12 +6,12 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
 
 use super::error::with_causes;
-use super::{App, blocking, job_runner, router};
+use super::{App, blocking, connections, internals, job_runner, router};
 
 /// How long clients may take to read their last answer once the engine has ended.
 const LAST_ANSWERS: Duration = Duration::from_secs(10);
@@ -55,6 +55,7 @@ pub async fn bind(host: &str, port: u16) -> Result<TcpListener, BindError> {
 /// # Errors
 /// The listener failed.
 pub async fn run(listener: TcpListener, app: Arc<App>) -> std::io::Result<()> {
+    let begun = Instant::now();
     let address: SocketAddr = listener.local_addr()?;
     tracing::info!("listening on http://{address}");
     if app.config.model.load_at_start {
@@ -69,22 +70,16 @@ pub async fn run(listener: TcpListener, app: Arc<App>) -> std::io::Result<()> {
         );
     }
     let stopping = app.shutdown.clone();
-    let service = router(&app).into_make_service_with_connect_info::<SocketAddr>();
-    let server = axum::serve(listener, service).with_graceful_shutdown(stopping.cancelled_owned());
-    let mut server = tokio::spawn(server.into_future());
-    tokio::select! {
-        // Without open connections the listener ends as soon as it is told to; jobs may still run.
-        biased;
-        () = app.shutdown.cancelled() => {}
-        ended = &mut server => return ended?,
-    }
+    internals::note_start(begun);
+    let server = tokio::spawn(connections::serve(listener, router(&app), stopping));
+    app.shutdown.cancelled().await;
     let grace = Duration::from_secs(app.config.server.shutdown_grace_s);
     app.engine.shut_down(grace).await;
     // Files of jobs whose clients have left are written before the process goes.
     app.tasks.close();
     app.tasks.wait().await;
     if let Ok(ended) = tokio::time::timeout(LAST_ANSWERS, server).await {
-        ended??;
+        ended?;
     } else {
         tracing::warn!("a client did not read its answer in time");
     }

@@ -132,7 +132,7 @@ pub async fn memory() -> Json<Value> {
 }
 
 /// Total memory of the machine and resident memory of this process, bytes.
-fn ram() -> Option<(f64, f64)> {
+pub(super) fn ram() -> Option<(f64, f64)> {
     let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
     let total_kib: f64 = meminfo
         .lines()

@@ -148,6 +148,7 @@ pub struct Generation {
     pub refiner_switch_at: Option<f64>,
     pub force_task_id: Option<String>,
     pub script_name: Option<String>,
+    pub script_args: Vec<Value>,
     pub alwayson_scripts: Map<String, Value>,
     pub disable_extra_networks: bool,
     pub send_images: bool,

@@ -321,6 +321,27 @@ mod tests {
     }
 
     #[test]
+    fn credentials_come_from_flags_and_a_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "c:d, e:f:g\n\nh:i\n").unwrap();
+        let line = format!(
+            "--api-auth a:b --gradio-auth-path {}",
+            file.path().display()
+        );
+        let all = run(&line).unwrap();
+        assert_eq!(
+            all.settings.last().unwrap().value.to_string(),
+            r#"["a:b", "c:d", "e:f:g", "h:i"]"#
+        );
+        let missing = run("--gradio-auth-path /nowhere/at/all").unwrap_err();
+        assert!(
+            missing
+                .to_string()
+                .contains("cannot read `/nowhere/at/all`")
+        );
+    }
+
+    #[test]
     fn tls_flags_refuse_to_start() {
         let error = run("--tls-keyfile k.pem").unwrap_err().to_string();
         assert!(

@@ -30,7 +30,7 @@ impl Description<'_> {
     /// Keys beyond the fixed ones, in the order they were added (`extra_generation_params`).
     pub(super) fn extra_params(&self, denoiser: &InfotextParams) -> Params {
         let plan = self.passes[0];
-        let mut extra = Params::new();
+        let mut extra = self.request.infotext.script.clone();
         if let Some(hires) = &self.request.hires {
             let second = self.passes.last().map_or("", |plan| plan.schedule_type);
             let prompts = (self.texts.prompt.as_str(), self.texts.negative.as_str());

@@ -32,6 +32,18 @@ impl Pipeline {
         request: &GenerateRequest,
         observer: &dyn Observer,
     ) -> Result<Generated, Error> {
+        match &request.script {
+            Some(script) => self.run_script(script, request, observer),
+            None => self.generate_once(request, observer),
+        }
+    }
+
+    /// Runs one job whose script, if any, is not looked at.
+    pub(super) fn generate_once(
+        &mut self,
+        request: &GenerateRequest,
+        observer: &dyn Observer,
+    ) -> Result<Generated, Error> {
         // 1. Check what would otherwise fail deep inside.
         check(request)?;
 

@@ -38,6 +38,8 @@ pub struct InitImage {
     pub extra_noise: f32,
     /// Match the result's colours to the picture's.
     pub color_correction: bool,
+    /// The picture whose colours are meant; `None` = the one that the run starts from.
+    pub color_source: Option<Arc<RgbImage>>,
     /// The part that is painted anew; `None` = all.
     pub mask: Option<InpaintMask>,
 }
@@ -413,7 +415,9 @@ fn prepare_picture(
         None => fitted()?,
     };
     if init.color_correction {
-        end.colors = Some(ColorReference::new(&picture));
+        end.colors = Some(ColorReference::new(
+            init.color_source.as_deref().unwrap_or(&picture),
+        ));
     }
     Ok((picture, end))
 }

@@ -21,6 +21,7 @@ pub mod refiner;
 pub mod request;
 pub mod resample;
 mod sampling_run;
+pub mod scripts;
 mod seeds;
 pub mod settings;
 pub mod sizes;
@@ -40,6 +41,7 @@ pub use request::{
     LoadOptions, Observer, Progress, Timings, VaeIdentity,
 };
 pub use resample::LatentMode;
+pub use scripts::{Curve, Loopback, Script, SdUpscale};
 pub use settings::Settings;
 pub use soft_inpainting::SoftInpainting;
 pub use upscale::{

@@ -8,6 +8,7 @@ use super::hires::Hires;
 use super::image_to_image::InitImage;
 use super::networks::KnownLora;
 use super::refiner::Refiner;
+use super::scripts::Script;
 use super::settings::Settings;
 use super::{PreviewOptions, VaeOptions};
 use crate::imaging::infotext::Params;
@@ -80,6 +81,8 @@ pub struct GenerateRequest {
     pub preview: PreviewOptions,
     /// What the infotext says beyond what this request implies.
     pub infotext: InfotextOptions,
+    /// More than one run.
+    pub script: Option<Script>,
 }
 
 /// A1111's defaults for a request that names nothing, with seed 0.
@@ -115,6 +118,7 @@ impl Default for GenerateRequest {
             vae: VaeOptions::default(),
             preview: PreviewOptions::default(),
             infotext: InfotextOptions::default(),
+            script: None,
         }
     }
 }
@@ -144,6 +148,8 @@ pub struct InfotextOptions {
     pub version: Option<String>,
     /// Whether `CFG scale` was typed as an integer (`7`) or arrived as a float (`7.0`): A1111 prints Python numbers.
     pub cfg_scale_as_int: bool,
+    /// Keys of a script, before all others that are not fixed.
+    pub script: Params,
 }
 
 impl Default for InfotextOptions {
@@ -158,6 +164,7 @@ impl Default for InfotextOptions {
             init_image_hash: None,
             version: Some(crate::config::VERSION_TEXT.to_string()),
             cfg_scale_as_int: false,
+            script: Params::new(),
         }
     }
 }

@@ -5,7 +5,7 @@
 
 mod extras;
 mod slot;
-mod tiles;
+pub(super) mod tiles;
 
 pub use extras::{Extras, ExtrasRequest, ExtrasSize};
 pub use slot::UpscalerSlot;
@@ -238,7 +238,7 @@ impl<'a> Upscaling<'a> {
 }
 
 /// `Upscaler.upscale`'s sides, as Python cuts them.
-fn target_size((width, height): (u32, u32), factor: f64) -> (u32, u32) {
+pub(super) fn target_size((width, height): (u32, u32), factor: f64) -> (u32, u32) {
     let side = |side: u32| (f64::from(side) * factor) as u32 / MULTIPLE * MULTIPLE;
     (side(width), side(height))
 }

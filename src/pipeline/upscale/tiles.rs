@@ -11,7 +11,7 @@ use crate::imaging::{paste, paste_masked};
 
 /// The grid over a picture; positions are in its pixels, and negative where black comes first.
 #[derive(Debug)]
-pub(super) struct Tiles {
+pub(in crate::pipeline) struct Tiles {
     columns: Vec<i64>,
     rows: Vec<i64>,
     tile: (u32, u32),
@@ -20,7 +20,7 @@ pub(super) struct Tiles {
 }
 
 impl Tiles {
-    pub(super) fn new(tiling: Tiling, size: (u32, u32)) -> Result<Self, Error> {
+    pub(in crate::pipeline) fn new(tiling: Tiling, size: (u32, u32)) -> Result<Self, Error> {
         let Tiling { tile, overlap } = tiling;
         if tile == 0 {
             return Ok(Self {
@@ -47,20 +47,41 @@ impl Tiles {
         })
     }
 
-    pub(super) fn count(&self) -> usize {
+    /// Pieces of `tile` pixels that share `overlap` with their neighbours.
+    pub(in crate::pipeline) fn of(
+        tile: (u32, u32),
+        overlap: u32,
+        size: (u32, u32),
+    ) -> Result<Self, Error> {
+        if overlap >= tile.0.min(tile.1) {
+            return Err(Error::Invalid(format!(
+                "tile overlap must be smaller than `width` and `height`: `{overlap}` and {}x{}",
+                tile.0, tile.1
+            )));
+        }
+        Ok(Self {
+            columns: starts(size.0, tile.0 as usize, overlap as usize),
+            rows: starts(size.1, tile.1 as usize, overlap as usize),
+            tile,
+            size,
+            overlap,
+        })
+    }
+
+    pub(in crate::pipeline) fn count(&self) -> usize {
         self.columns.len() * self.rows.len()
     }
 
-    pub(super) fn columns(&self) -> impl Iterator<Item = i64> {
+    pub(in crate::pipeline) fn columns(&self) -> impl Iterator<Item = i64> {
         self.columns.clone().into_iter()
     }
 
-    pub(super) fn rows(&self) -> impl Iterator<Item = i64> {
+    pub(in crate::pipeline) fn rows(&self) -> impl Iterator<Item = i64> {
         self.rows.clone().into_iter()
     }
 
     /// The piece at a column and row, black where the picture is not.
-    pub(super) fn cut(&self, picture: &RgbImage, x: i64, y: i64) -> RgbImage {
+    pub(in crate::pipeline) fn cut(&self, picture: &RgbImage, x: i64, y: i64) -> RgbImage {
         let mut piece = RgbImage::new(self.tile.0, self.tile.1);
         paste(&mut piece, picture, -x, -y);
         piece
@@ -84,7 +105,7 @@ fn starts(length: u32, tile: usize, overlap: usize) -> Vec<i64> {
 }
 
 /// The results of pieces, joined.
-pub(super) struct Joined {
+pub(in crate::pipeline) struct Joined {
     picture: RgbImage,
     row: RgbImage,
     tile: (u32, u32),
@@ -94,7 +115,7 @@ pub(super) struct Joined {
 }
 
 impl Joined {
-    pub(super) fn new(tiles: &Tiles, scale: u32) -> Self {
+    pub(in crate::pipeline) fn new(tiles: &Tiles, scale: u32) -> Self {
         let (width, height) = (tiles.size.0 * scale, tiles.size.1 * scale);
         let tile = (tiles.tile.0 * scale, tiles.tile.1 * scale);
         let overlap = tiles.overlap * scale;
@@ -113,7 +134,7 @@ impl Joined {
     }
 
     /// Adds the result of the piece that began at column `x`.
-    pub(super) fn add(&mut self, piece: &RgbImage, x: i64) {
+    pub(in crate::pipeline) fn add(&mut self, piece: &RgbImage, x: i64) {
         let Self { row, overlap, .. } = self;
         let (overlap, at) = (*overlap, x * self.scale);
         if x == 0 {
@@ -127,7 +148,7 @@ impl Joined {
     }
 
     /// Adds the row that began at `y`.
-    pub(super) fn end_row(&mut self, y: i64) {
+    pub(in crate::pipeline) fn end_row(&mut self, y: i64) {
         let (width, height) = self.row.dimensions();
         let row = std::mem::replace(&mut self.row, RgbImage::new(width, height));
         if y == 0 {
@@ -141,7 +162,7 @@ impl Joined {
         paste(&mut self.picture, &rest, 0, at + i64::from(overlap));
     }
 
-    pub(super) fn finish(self) -> RgbImage {
+    pub(in crate::pipeline) fn finish(self) -> RgbImage {
         self.picture
     }
 }
