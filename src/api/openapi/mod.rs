@@ -1,4 +1,4 @@
-//! `GET /openapi.json`: the OpenAPI 3.1 document of the routes that this server has.
+//! `GET /openapi.json`: the `OpenAPI` 3.1 document of the routes that this server has.
 //!
 //! Requests are described by the field tables that read them, limits by the configuration, paths by [`operations`]; the tests
 //! here compare paths and methods with the routes.

@@ -125,9 +125,10 @@ fn facts(name: &str, limits: &Limits) -> Map<String, Value> {
         "scheduler" | "hr_scheduler" => {
             json!({ "examples": names(vocabulary::schedulers_json(), "label") })
         }
-        "init_images" => json!({ "description": "base64, with or without a `data:` prefix" }),
+        "init_images" | "image" => {
+            json!({ "description": "base64, with or without a `data:` prefix" })
+        }
         "mask" => json!({ "description": "base64; white is painted anew" }),
-        "image" => json!({ "description": "base64, with or without a `data:` prefix" }),
         "n" => json!({ "minimum": 1, "maximum": openai::MOST }),
         "size" => json!({ "description": "`auto` or `WIDTHxHEIGHT`, multiples of 8" }),
         "quality" => {

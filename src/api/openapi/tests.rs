@@ -38,7 +38,7 @@ async fn paths_and_methods_are_those_of_the_routes() {
     let app = app(directory.path());
     let mut served = BTreeMap::new();
     for (path, _) in routes(&app) {
-        let sent = path.replace('{', "").replace('}', "");
+        let sent = path.replace(['{', '}'], "");
         let request = Request::builder().method("TRACE").uri(sent);
         let request = request.body(HttpBody::empty()).unwrap();
         let answer = router(&app).oneshot(request).await.unwrap();
