@@ -29,8 +29,8 @@ fn picture(width: u32, height: u32) -> String {
     STANDARD.encode(bytes.into_inner())
 }
 
-fn from_image(script: &str, args: Value, changes: Value) -> Value {
-    let own = json!({ "init_images": [picture(64, 64)], "denoising_strength": 0.75, "script_name": script, "script_args": args });
+fn from_image(script: &str, args: impl Into<Value>, changes: Value) -> Value {
+    let own = json!({ "init_images": [picture(64, 64)], "denoising_strength": 0.75, "script_name": script, "script_args": args.into() });
     with(with(small(), own), changes)
 }
 

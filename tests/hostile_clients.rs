@@ -380,7 +380,7 @@ fn requests_cannot_be_smuggled() {
     }
     let long = format!("GET /{} HTTP/1.1\r\nhost: a\r\n\r\n", "a".repeat(1 << 20));
     assert!(!raw(long.as_bytes()).contains(" 200 "));
-    let many: String = (0..5000).map(|i| format!("x-{i}: y\r\n")).collect();
+    let many = "x-a: y\r\n".repeat(5000);
     assert!(
         !raw(format!("GET /internal/ping HTTP/1.1\r\nhost: a\r\n{many}\r\n").as_bytes())
             .contains(" 200 ")
@@ -404,7 +404,7 @@ fn slow_clients_lose_their_place_and_many_take_none_from_others() {
         .into();
     heads.extend((0..600).map(|index| slow(if index % 2 == 0 { "POST /sdapi" } else { "" })));
     server.assert_works();
-    assert!(started.elapsed() < Duration::from_secs(60));
+    assert!(started.elapsed() < Duration::from_mins(1));
     for stream in &mut heads {
         let mut rest = Vec::new();
         // Closed by the server: the read ends, by an end or a reset.

@@ -1,8 +1,7 @@
 //! The scripts of `script_name`: their arguments, and what they make of a request.
 //!
 //! "Prompts from file or textbox" becomes one job of many, each line checked as a request of its own; loopback and SD upscale
-//! become a script of the pipeline. Arguments that are missing or null have the defaults of A1111's page. Follows
-//! `prompts_from_file.py`, `loopback.py` and `sd_upscale.py` of A1111 1.10.
+//! become a script of the pipeline. Arguments that are missing or null have A1111's defaults. Follows `scripts/*.py` of A1111 1.10.
 
 use std::sync::Arc;
 
@@ -257,7 +256,7 @@ fn check_enlarged(
     Ok(())
 }
 
-/// Resolves a request.
+/// A route's resolving.
 pub type Resolve = fn(&App, Map<String, Value>) -> Result<Prepared, ApiError>;
 
 /// "Prompts from file or textbox", `[iterate seed, one seed for all, start or end, text]`: a job for each line of the text.

@@ -109,6 +109,7 @@ fn parameters(image: bool) -> Value {
 const BAD_IMAGE: &str = r#"{"image": "%%%"}"#;
 
 /// Every route of A1111's; `png` is a picture in base64.
+#[allow(clippy::too_many_lines, reason = "a table")]
 pub(crate) fn rows(png: &str) -> Vec<Row> {
     let small = json!({ "prompt": "a cube", "steps": 1, "width": 64, "height": 64, "seed": 3, "sampler_name": "Euler" });
     let mut from_image = small.clone();
