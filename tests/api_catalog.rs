@@ -419,7 +419,7 @@ fn a_damaged_checkpoint_is_listed_refused_and_leaves_the_loaded_one() {
         .collect();
     assert_eq!(
         titles,
-        ["old.ckpt".into(), "xl/bad.safetensors".into(), demo()]
+        ["xl/bad.safetensors".into(), "xl/old.ckpt".into(), demo()]
     );
 
     for name in ["xl/bad.safetensors", "bad", "xl_bad"] {

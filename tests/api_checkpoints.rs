@@ -26,6 +26,7 @@ fn server() -> Server {
     let stored: Vec<(String, Vec<usize>, Vec<u8>)> = file
         .keys()
         .into_iter()
+        .filter(|key| !key.ends_with("position_ids"))
         .map(|key| {
             let values = file.read(key).unwrap();
             let bytes = values.iter().flat_map(|value| value.to_le_bytes());

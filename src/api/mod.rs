@@ -270,6 +270,24 @@ fn routes(app: &App) -> Routes {
         ("/sdapi/v1/create/hypernetwork", post(absent::training)),
         ("/sdapi/v1/train/embedding", post(absent::training)),
         ("/sdapi/v1/train/hypernetwork", post(absent::training)),
+    ];
+    routes.extend(page_routes());
+    routes.extend(own_routes());
+    if app.config.server.root_page {
+        routes.push(("/", get(system::root)));
+    }
+    if app.config.server.server_stop {
+        routes.push(("/sdapi/v1/server-stop", post(system::server_stop)));
+        routes.push(("/sdapi/v1/server-kill", post(system::server_kill)));
+        routes.push(("/sdapi/v1/server-restart", post(system::server_restart)));
+    }
+    routes
+}
+
+/// What A1111's page asks for, and clients that were made for the page.
+#[rustfmt::skip]
+fn page_routes() -> Routes {
+    vec![
         ("/internal/ping", get(system::ping)),
         ("/internal/sysinfo", get(internals::sysinfo)),
         ("/internal/sysinfo-download", get(internals::sysinfo_download)),
@@ -284,6 +302,13 @@ fn routes(app: &App) -> Routes {
         ("/login_check", get(gradio::login_check)),
         ("/internal/progress", post(progress::task_progress)),
         ("/internal/pending-tasks", get(progress::pending_tasks)),
+    ]
+}
+
+/// Ours.
+#[rustfmt::skip]
+fn own_routes() -> Routes {
+    vec![
         ("/v1/jobs", get(jobs::list).post(jobs::submit)),
         ("/v1/jobs/{id}", get(jobs::get).delete(jobs::forget)),
         ("/v1/jobs/{id}/cancel", post(jobs::cancel)),
@@ -304,16 +329,7 @@ fn routes(app: &App) -> Routes {
         ("/metrics", get(metrics::metrics)),
         ("/healthz", get(system::healthz)),
         ("/readyz", get(system::readyz)),
-    ];
-    if app.config.server.root_page {
-        routes.push(("/", get(system::root)));
-    }
-    if app.config.server.server_stop {
-        routes.push(("/sdapi/v1/server-stop", post(system::server_stop)));
-        routes.push(("/sdapi/v1/server-kill", post(system::server_kill)));
-        routes.push(("/sdapi/v1/server-restart", post(system::server_restart)));
-    }
-    routes
+    ]
 }
 
 /// Runs blocking work off the async threads.

@@ -137,6 +137,10 @@ async fn serve(config: Config) -> Result<(), Stop> {
         .map_err(Stop::failed)?;
     let options = OptionStore::open(config.settings_file()).map_err(Stop::usage)?;
     let engine = start_engine(&config)?;
+    // What was typed is looked at before anything is written.
+    if let Some(name) = &config.model.checkpoint {
+        engine.catalog().find_or_open(name).map_err(Stop::usage)?;
+    }
     let history = open_history(&config)?;
     let app = App::new(engine, options, config, history, token);
     app.choose_configured_checkpoint().map_err(Stop::usage)?;

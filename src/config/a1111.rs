@@ -177,8 +177,7 @@ fn apply(
             extend_list(out, key, pairs, origin);
         }
         Act::PairsFile => {
-            let text = std::fs::read_to_string(first)
-                .map_err(|error| wrong(format!("cannot read `{first}`: {error}")))?;
+            let text = read_pairs(first).map_err(wrong)?;
             let pairs = text.split([',', '\n']).map(str::trim);
             let pairs = pairs.filter(|pair| !pair.is_empty());
             extend_list(out, "server.api_auth", pairs, origin);
@@ -190,12 +189,7 @@ fn apply(
         Act::Fixed("server.host", _) if out.given.contains_key("server_name") => {}
         Act::Fixed(key, value) => set(key, Value::from(value)),
         Act::DataDir => out.data_dir = Some((first.into(), origin.clone())),
-        Act::DeviceId => {
-            let ordinal: usize = first
-                .parse()
-                .map_err(|_| wrong(format!("not a device number: `{first}`")))?;
-            set("device.device", Value::from(format!("cuda:{ordinal}")));
-        }
+        Act::DeviceId => set("device.device", device(first).map_err(wrong)?),
         Act::UseCpu if values.iter().any(|value| value == "all") => {
             set("device.device", Value::from("cpu"));
         }
@@ -217,6 +211,17 @@ fn apply(
     }
     out.given.insert(name.replace('-', "_"), shown(act, values));
     Ok(())
+}
+
+fn read_pairs(path: &str) -> Result<String, String> {
+    std::fs::read_to_string(path).map_err(|error| format!("cannot read `{path}`: {error}"))
+}
+
+fn device(ordinal: &str) -> Result<Value, String> {
+    let ordinal: usize = ordinal
+        .parse()
+        .map_err(|_| format!("not a device number: `{ordinal}`"))?;
+    Ok(Value::from(format!("cuda:{ordinal}")))
 }
 
 /// How `cmd-flags` shows a flag that was given.

@@ -261,25 +261,21 @@ pub fn render(gauges: Gauges) -> String {
             bytes,
         );
     }
-    head(
-        &mut out,
-        metric::PREVIEWS_TOTAL,
-        "counter",
-        "Previews made.",
-    );
-    line(&mut out, metric::PREVIEWS_TOTAL, PREVIEWS.get());
-    head(
-        &mut out,
-        metric::WEBHOOKS_TOTAL,
-        "counter",
-        "Attempts to deliver a webhook.",
-    );
-    for (result, counter) in ["done", "failed"].iter().zip(&WEBHOOKS) {
-        let name = format!("{}{{result=\"{result}\"}}", metric::WEBHOOKS_TOTAL);
-        line(&mut out, &name, counter.get());
-    }
+    sent(&mut out);
     http(&mut out);
     out
+}
+
+/// Previews and webhooks.
+fn sent(out: &mut String) {
+    head(out, metric::PREVIEWS_TOTAL, "counter", "Previews made.");
+    line(out, metric::PREVIEWS_TOTAL, PREVIEWS.get());
+    let help = "Attempts to deliver a webhook.";
+    head(out, metric::WEBHOOKS_TOTAL, "counter", help);
+    for (result, counter) in ["done", "failed"].iter().zip(&WEBHOOKS) {
+        let name = format!("{}{{result=\"{result}\"}}", metric::WEBHOOKS_TOTAL);
+        line(out, &name, counter.get());
+    }
 }
 
 fn http(out: &mut String) {
