@@ -1,7 +1,7 @@
 //! Connections: how many, how long their heads may take, and how they end.
 //!
 //! Invariants: a client holds one of a bounded number of places while it is connected, so memory and file descriptors are
-//! bounded; one that does not send a whole request head within [`HEAD_TIME`] (or sends nothing more after an answer) loses its
+//! bounded; one that does not send a whole request head within `HEAD_TIME` (or sends nothing more after an answer) loses its
 //! place; at the end, requests under way are answered and idle connections closed.
 
 use std::convert::Infallible;

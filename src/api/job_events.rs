@@ -1,7 +1,7 @@
 //! Server-sent events: a job's life, and the whole queue's, as it happens.
 //!
 //! Invariants: the first event tells the present state, so a client that reconnects has missed nothing; events are at least
-//! [`PACE`] apart and only sent when something has changed; a job's stream closes after its end was told. Following a job
+//! `PACE` apart and only sent when something has changed; a job's stream closes after its end was told. Following a job
 //! holds no lock and no thread.
 
 use std::convert::Infallible;

@@ -1,9 +1,9 @@
 //! Wrong credentials by client address: answered 429 when there are many, and not even checked when there are very many.
 //!
-//! Each failure raises the address's level by one; the level falls by one every [`REST`]. From [`MANY`] on, wrong credentials
+//! Each failure raises the address's level by one; the level falls by one every `REST`. From `MANY` on, wrong credentials
 //! are answered 429 and right ones still let in, so a client with a wrong password locks nobody out who shares its address.
-//! From [`GUESSING`] on, only credentials that have been right from this address before are checked, so guessing comes down to
-//! one try per [`REST`]. Memory is bounded by [`ADDRESSES`] and [`KNOWN`]. An IPv6 address counts by its /64 network.
+//! From `GUESSING` on, only credentials that have been right from this address before are checked, so guessing comes down to
+//! one try per `REST`. Memory is bounded by `ADDRESSES` and `KNOWN`. An IPv6 address counts by its /64 network.
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv6Addr};

@@ -1,7 +1,7 @@
 //! Textual inversion (Gal et al. 2022): vectors that stand in a prompt's place for a word, for both text encoders of SDXL.
 //!
 //! A file with `clip_l` `[n, width]` and `clip_g` `[n, width]`, or with both side by side in one table; the word is the file's
-//! stem. Files are safetensors, PyTorch's (`.pt`, `.bin`: read without running anything in them), or pictures that [`carrier`]
+//! stem. Files are safetensors, PyTorch's (`.pt`, `.bin`: read without running anything in them), or pictures that `carrier`
 //! reads, whose word is the one they were trained with. Embeddings for other models have one table, and are named as such.
 
 mod carrier;
