@@ -11,6 +11,7 @@ pub mod checkpoints;
 pub mod client;
 pub mod codecs;
 pub mod connections;
+pub mod controlnet;
 pub mod docs;
 pub mod error;
 pub mod extract;
@@ -300,6 +301,12 @@ fn page_routes() -> Routes {
         ("/config", get(gradio::config)),
         ("/login", post(gradio::login)),
         ("/login_check", get(gradio::login_check)),
+        ("/controlnet/version", get(controlnet::version)),
+        ("/controlnet/model_list", get(controlnet::model_list)),
+        ("/controlnet/module_list", get(controlnet::module_list)),
+        ("/controlnet/control_types", get(controlnet::control_types)),
+        ("/controlnet/settings", get(controlnet::settings)),
+        ("/controlnet/detect", post(controlnet::detect)),
         ("/internal/progress", post(progress::task_progress)),
         ("/internal/pending-tasks", get(progress::pending_tasks)),
     ]

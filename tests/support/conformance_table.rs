@@ -286,6 +286,30 @@ pub(crate) fn rows(png: &str) -> Vec<Row> {
         ),
         act("/login", json!({ "success": "bool" })),
         get("/login_check", json!("null")),
+        get("/controlnet/version", json!({ "version": "int" })),
+        get("/controlnet/model_list", json!({ "model_list": ["str"] })),
+        get(
+            "/controlnet/module_list",
+            json!({ "module_list": ["str"], "module_detail": "obj" }),
+        ),
+        get(
+            "/controlnet/control_types",
+            json!({ "control_types": "obj" }),
+        ),
+        get(
+            "/controlnet/settings",
+            json!({ "control_net_unit_count": "int" }),
+        ),
+        post(
+            "/controlnet/detect",
+            &json!({ "controlnet_module": "none", "controlnet_input_images": [png] }),
+            json!({ "images": ["str"], "info": "str" }),
+            &[
+                (r#"{"controlnet_module":"canny"}"#, 422),
+                (r#"{"controlnet_module":"none"}"#, 422),
+                ("[1]", 422),
+            ],
+        ),
     ];
     let options = "/sdapi/v1/options";
     let set = |body: &str| ("POST", options, Some(body.to_string()));
@@ -392,12 +416,6 @@ pub(crate) const UNKNOWN: &[&str] = &[
     "/sdapi/v1/server-stop",
     "/sdapi/v1/server-restart",
     "/sdapi/v1/server-kill",
-    "/controlnet/version",
-    "/controlnet/model_list",
-    "/controlnet/module_list",
-    "/controlnet/control_types",
-    "/controlnet/settings",
-    "/controlnet/detect",
     "/controlnet/txt2img",
     "/info",
     "/app_id",
