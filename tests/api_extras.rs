@@ -212,12 +212,12 @@ fn what_cannot_be_done_is_named() {
     );
     error(
         post(json!({ "gfpgan_visibility": 0.5 })),
-        501,
+        400,
         "restoring faces (`gfpgan_visibility`)",
     );
     error(
         post(json!({ "codeformer_visibility": 1 })),
-        501,
+        400,
         "restoring faces",
     );
     error(post(json!({ "image": "" })), 400, "Invalid encoded image");

@@ -210,8 +210,8 @@ fn prepare(app: &App, model: &Map<String, Value>, images: &[String]) -> Result<P
         ("codeformer_visibility", wire.codeformer_visibility),
     ] {
         if visibility > 0.0 {
-            return Err(ApiError::not_supported(&format!(
-                "restoring faces (`{field}`)"
+            return Err(ApiError::bad_request(format!(
+                "restoring faces (`{field}`) needs a model that is not there; send 0"
             )));
         }
     }

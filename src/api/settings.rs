@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
 use serde_json::{Map, Value, json};
 
 use super::body::Body;
@@ -36,6 +37,10 @@ pub async fn set_options(
         ));
     }
     let mut changes = options::check(fields::parse_object(&body)?)?;
+    // No name is no choice: the checkpoint stays.
+    if changes.get("sd_model_checkpoint").and_then(Value::as_str) == Some("") {
+        changes.remove("sd_model_checkpoint");
+    }
     let current = with_title(&app, app.options.snapshot());
     if let Some(Value::String(name)) = changes.get("sd_model_checkpoint") {
         let checkpoint = app
@@ -108,14 +113,13 @@ fn with_title(app: &App, mut options: Options) -> Options {
     options
 }
 
-/// A1111's words in `errors`, ours in `detail`.
+/// A1111's words, then the names that there are. A client's mistake is 404, where A1111 answers 500.
 fn model_not_found(name: &str, error: engine::Error) -> ApiError {
     match error {
-        engine::Error::CheckpointNotFound { .. } => ApiError::Failure {
-            class: "RuntimeError",
-            detail: error.to_string(),
-            errors: format!("model '{name}' not found"),
-        },
+        engine::Error::CheckpointNotFound { .. } => ApiError::Http(
+            StatusCode::NOT_FOUND,
+            format!("model '{name}' not found: {error}"),
+        ),
         other => other.into(),
     }
 }

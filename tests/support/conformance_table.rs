@@ -322,7 +322,7 @@ pub(crate) fn rows(png: &str) -> Vec<Row> {
             (("PUT", options, None), 405),
             (set("[1]"), 422),
             (set(r#"{"jpeg_quality": "x"}"#), 422),
-            (set(r#"{"sd_model_checkpoint": "nope"}"#), 500),
+            (set(r#"{"sd_model_checkpoint": "nope"}"#), 404),
         ],
     });
     rows.push(post(
