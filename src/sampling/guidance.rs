@@ -3,11 +3,12 @@
 //! Invariants: latents stay `f32`; the network sees the fractional timestep of a sigma; an error of the network ends the run
 //! unchanged. Follows `CFGDenoiser` of A1111 1.10 (Ho and Salimans 2022 for the rule; Liu et al. 2022 for several prompts).
 
+use super::Sampler;
 use super::infotext::InfotextParams;
 use super::mask::Mask;
 use super::network::{Network, Parameterization, Uncond};
 use super::plan::Plan;
-use super::sampler::{Flag, Sampler};
+use super::sampler::Flag;
 use super::schedule::SigmaTable;
 use super::skip_rules::SkipRules;
 use super::solvers::consistency_scalings;

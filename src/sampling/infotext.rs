@@ -5,8 +5,9 @@
     reason = "an option is compared with its own default"
 )]
 
+use super::Sampler;
 use super::options::SamplerOptions;
-use super::sampler::{Eta, Flag, Sampler, TCD_GAMMA};
+use super::sampler::{Eta, Flag, TCD_GAMMA};
 
 /// Keys and values of infotext, in order.
 pub type InfotextParams = Vec<(String, String)>;

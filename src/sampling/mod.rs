@@ -26,10 +26,10 @@ pub use network::{Network, Parameterization, Prediction, Uncond};
 pub use noise::{NoiseStreams, StepNoise};
 pub use options::{SamplerOptions, UniPcSkip, UniPcVariant};
 pub use plan::{ExactSteps, Levels, Plan, image_steps, plan};
-pub use sampler::{Eta, Family, Flag, Sampler, SamplerInfo};
+pub use sampler::{Eta, Family, Flag, SamplerInfo};
 pub use schedule::{SigmaTable, TableOptions, timestep_list};
 pub use scheduler::{ScheduleShape, Scheduler, SchedulerInfo};
-pub use solvers::sample;
+pub use solvers::{Sampler, sample};
 
 /// What a solver asks: the clean latents (or the noise) that a network sees in noisy ones.
 pub trait Denoiser {

@@ -8,9 +8,10 @@
     reason = "an option is compared with its own default"
 )]
 
+use super::Sampler;
 use super::infotext::{InfotextParams, describe_solver, python_bool, python_float};
 use super::options::SamplerOptions;
-use super::sampler::{Family, Flag, Sampler};
+use super::sampler::{Family, Flag};
 use super::schedule::{SigmaTable, timestep_list};
 use super::scheduler::{ScheduleShape, Scheduler};
 use crate::rng::{Latents, lincomb};

@@ -1,41 +1,8 @@
-//! The list of samplers: names, flags, defaults. One row per sampler, A1111's order first, additions after it.
+//! What is known of a sampler besides its formula: names, flags, defaults. The samplers themselves are the rows of
+//! `solvers/table.rs`.
 
-use super::Scheduler;
 use super::options::SamplerOptions;
-
-/// A sampler, by A1111's label.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[allow(
-    missing_docs,
-    reason = "the variants are the labels; the solvers' own documentation says what they do"
-)]
-pub enum Sampler {
-    Dpmpp2M,
-    DpmppSde,
-    Dpmpp2MSde,
-    Dpmpp2MSdeHeun,
-    Dpmpp2SA,
-    Dpmpp3MSde,
-    EulerA,
-    Euler,
-    Lms,
-    Heun,
-    Dpm2,
-    Dpm2A,
-    DpmFast,
-    DpmAdaptive,
-    Restart,
-    Ddim,
-    DdimCfgPp,
-    Plms,
-    UniPc,
-    Lcm,
-    HeunPp2,
-    Ipndm,
-    IpndmV,
-    Deis,
-    Tcd,
-}
+use super::{Sampler, Scheduler};
 
 /// What a sampler's steps are counted in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,8 +50,6 @@ pub enum Eta {
 /// One row of the sampler list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SamplerInfo {
-    /// The sampler.
-    pub sampler: Sampler,
     /// A1111's label.
     pub label: &'static str,
     /// Other accepted names.
@@ -102,19 +67,18 @@ pub struct SamplerInfo {
 /// Default stochasticity of trajectory consistency sampling.
 pub(super) const TCD_GAMMA: f32 = 0.3;
 
-const KARRAS: Option<Scheduler> = Some(Scheduler::Karras);
-const EXPONENTIAL: Option<Scheduler> = Some(Scheduler::Exponential);
+pub(super) const KARRAS: Option<Scheduler> = Some(Scheduler::Karras);
+pub(super) const EXPONENTIAL: Option<Scheduler> = Some(Scheduler::Exponential);
 
 impl SamplerInfo {
-    const fn sigma(
-        sampler: Sampler,
+    /// A sampler that counts in sigmas.
+    pub(super) const fn sigma(
         label: &'static str,
         aliases: &'static [&'static str],
         scheduler: Option<Scheduler>,
         flags: &'static [Flag],
     ) -> Self {
         Self {
-            sampler,
             label,
             aliases,
             scheduler,
@@ -124,14 +88,13 @@ impl SamplerInfo {
         }
     }
 
-    const fn timestep(
-        sampler: Sampler,
+    /// A sampler that counts in timesteps.
+    pub(super) const fn timestep(
         label: &'static str,
         aliases: &'static [&'static str],
         eta: Eta,
     ) -> Self {
         Self {
-            sampler,
             label,
             aliases,
             scheduler: None,
@@ -141,7 +104,8 @@ impl SamplerInfo {
         }
     }
 
-    const fn ancestral(self) -> Self {
+    /// With the ancestral samplers' `eta`.
+    pub(super) const fn ancestral(self) -> Self {
         Self {
             eta: Eta::Ancestral,
             ..self
@@ -149,124 +113,10 @@ impl SamplerInfo {
     }
 }
 
-/// In the order of the enum.
-const TABLE: [SamplerInfo; 25] = {
-    use Flag::{Brownian, CfgPlusPlus, Churn, Discard, Ensd, HeunType, Noise, SecondOrder};
-    use Sampler as S;
-    type Row = SamplerInfo;
-    [
-        Row::sigma(S::Dpmpp2M, "DPM++ 2M", &["k_dpmpp_2m"], KARRAS, &[]),
-        Row::sigma(
-            S::DpmppSde,
-            "DPM++ SDE",
-            &["k_dpmpp_sde"],
-            KARRAS,
-            &[SecondOrder, Brownian, Noise],
-        )
-        .ancestral(),
-        Row::sigma(
-            S::Dpmpp2MSde,
-            "DPM++ 2M SDE",
-            &["k_dpmpp_2m_sde"],
-            EXPONENTIAL,
-            &[Brownian, Noise],
-        )
-        .ancestral(),
-        Row::sigma(
-            S::Dpmpp2MSdeHeun,
-            "DPM++ 2M SDE Heun",
-            &["k_dpmpp_2m_sde_heun"],
-            EXPONENTIAL,
-            &[Brownian, HeunType, Noise],
-        )
-        .ancestral(),
-        Row::sigma(
-            S::Dpmpp2SA,
-            "DPM++ 2S a",
-            &["k_dpmpp_2s_a"],
-            KARRAS,
-            &[Ensd, SecondOrder, Noise],
-        )
-        .ancestral(),
-        Row::sigma(
-            S::Dpmpp3MSde,
-            "DPM++ 3M SDE",
-            &["k_dpmpp_3m_sde"],
-            EXPONENTIAL,
-            &[Discard, Brownian, Noise],
-        )
-        .ancestral(),
-        Row::sigma(
-            S::EulerA,
-            "Euler a",
-            &["k_euler_a", "k_euler_ancestral"],
-            None,
-            &[Ensd],
-        )
-        .ancestral(),
-        Row::sigma(S::Euler, "Euler", &["k_euler"], None, &[Churn, Noise]),
-        Row::sigma(S::Lms, "LMS", &["k_lms"], None, &[]),
-        Row::sigma(
-            S::Heun,
-            "Heun",
-            &["k_heun"],
-            None,
-            &[SecondOrder, Churn, Noise],
-        ),
-        Row::sigma(
-            S::Dpm2,
-            "DPM2",
-            &["k_dpm_2"],
-            KARRAS,
-            &[Discard, SecondOrder, Churn, Noise],
-        ),
-        Row::sigma(
-            S::Dpm2A,
-            "DPM2 a",
-            &["k_dpm_2_a"],
-            KARRAS,
-            &[Discard, Ensd, SecondOrder, Noise],
-        )
-        .ancestral(),
-        Row::sigma(
-            S::DpmFast,
-            "DPM fast",
-            &["k_dpm_fast"],
-            None,
-            &[Ensd, Noise],
-        )
-        .ancestral(),
-        Row::sigma(S::DpmAdaptive, "DPM adaptive", &["k_dpm_ad"], None, &[Ensd]).ancestral(),
-        Row::sigma(S::Restart, "Restart", &["restart"], KARRAS, &[SecondOrder]),
-        Row::timestep(S::Ddim, "DDIM", &["ddim"], Eta::Ddim),
-        Row {
-            flags: &[CfgPlusPlus],
-            ..Row::timestep(S::DdimCfgPp, "DDIM CFG++", &["ddim_cfgpp"], Eta::Ddim)
-        },
-        Row::timestep(S::Plms, "PLMS", &["plms"], Eta::Unused),
-        Row::timestep(S::UniPc, "UniPC", &["unipc"], Eta::Unused),
-        Row::sigma(S::Lcm, "LCM", &["k_lcm"], None, &[]),
-        Row::sigma(S::HeunPp2, "HeunPP2", &["heunpp2"], None, &[]),
-        Row::sigma(S::Ipndm, "IPNDM", &["ipndm"], None, &[]),
-        Row::sigma(S::IpndmV, "IPNDM_V", &["ipndm_v"], None, &[]),
-        Row::sigma(S::Deis, "DEIS", &["deis"], None, &[]),
-        Row {
-            eta: Eta::Tcd,
-            ..Row::sigma(S::Tcd, "TCD", &["tcd"], None, &[])
-        },
-    ]
-};
-
 impl Sampler {
     /// Every sampler, in A1111's order.
     pub fn all() -> impl Iterator<Item = Self> {
-        TABLE.iter().map(|info| info.sampler)
-    }
-
-    /// The sampler's row.
-    #[must_use]
-    pub fn info(self) -> &'static SamplerInfo {
-        &TABLE[self as usize]
+        Self::ALL.iter().copied()
     }
 
     /// A1111's label.
@@ -284,9 +134,11 @@ impl Sampler {
     /// Finds a sampler by label or alias, in any letter case.
     #[must_use]
     pub fn find(name: &str) -> Option<Self> {
-        let matches =
-            |info: &&SamplerInfo| info.names().any(|known| known.eq_ignore_ascii_case(name));
-        TABLE.iter().find(matches).map(|info| info.sampler)
+        let is_named = |sampler: &Self| {
+            let mut names = sampler.info().names();
+            names.any(|known| known.eq_ignore_ascii_case(name))
+        };
+        Self::all().find(is_named)
     }
 
     /// Finds a sampler by a name that may end in a scheduler's, as in `DPM++ 2M Karras`.
@@ -364,14 +216,9 @@ mod tests {
 
     #[test]
     fn labels_and_aliases_are_found_in_any_case() {
-        for info in &TABLE {
-            assert_eq!(info.sampler.info(), info);
-            for name in info.names() {
-                assert_eq!(
-                    Sampler::find(&name.to_uppercase()),
-                    Some(info.sampler),
-                    "{name}"
-                );
+        for sampler in Sampler::all() {
+            for name in sampler.info().names() {
+                assert_eq!(Sampler::find(&name.to_uppercase()), Some(sampler), "{name}");
             }
         }
         assert_eq!(Sampler::find("Euler b"), None);

@@ -13,14 +13,14 @@ mod euler;
 mod heun;
 mod multistep;
 mod restart;
+mod table;
 mod unipc;
 
 use super::plan::{Plan, Start};
-use super::{Denoiser, Flag, Latents, Sampler, SamplerOptions, StepNoise, lincomb};
+use super::{Denoiser, Flag, Latents, SamplerOptions, StepNoise, lincomb};
 pub(super) use consistency::consistency_scalings;
-use ddim::Renoise;
 use dpm_solver::Limits;
-use dpmpp_sde::Correction;
+pub use table::Sampler;
 
 /// What every solver works with.
 struct Run<'a, D> {
@@ -59,33 +59,7 @@ pub fn sample<D: Denoiser>(
         eta: plan.sampler.eta(options),
         s_noise,
     };
-    let (sigmas, timesteps, table) = (plan.sigmas(), plan.timesteps(), plan.table());
-    match plan.sampler {
-        Sampler::Euler => euler::euler(run, x, sigmas),
-        Sampler::EulerA => euler::euler_ancestral(run, x, sigmas),
-        Sampler::Heun => heun::heun(run, x, sigmas),
-        Sampler::HeunPp2 => heun::heunpp2(run, x, sigmas),
-        Sampler::Dpm2 => dpm2::dpm_2(run, x, sigmas),
-        Sampler::Dpm2A => dpm2::dpm_2_ancestral(run, x, sigmas),
-        Sampler::Lms | Sampler::IpndmV => multistep::lms(run, x, sigmas),
-        Sampler::Ipndm => multistep::ipndm(run, x, sigmas),
-        Sampler::Deis => multistep::deis(run, x, sigmas),
-        Sampler::Dpmpp2M => dpmpp::dpmpp_2m(run, x, sigmas),
-        Sampler::Dpmpp2SA => dpmpp::dpmpp_2s_ancestral(run, x, sigmas),
-        Sampler::DpmppSde => dpmpp_sde::dpmpp_sde(run, x, sigmas),
-        Sampler::Dpmpp2MSde => dpmpp_sde::dpmpp_2m_sde(run, x, sigmas, Correction::Midpoint),
-        Sampler::Dpmpp2MSdeHeun => dpmpp_sde::dpmpp_2m_sde(run, x, sigmas, Correction::Heun),
-        Sampler::Dpmpp3MSde => dpmpp_sde::dpmpp_3m_sde(run, x, sigmas),
-        Sampler::DpmFast => dpm_solver::dpm_fast(run, x, limits(plan), evaluations(plan)),
-        Sampler::DpmAdaptive => dpm_solver::dpm_adaptive(run, x, limits(plan)),
-        Sampler::Restart => restart::restart(run, x, sigmas),
-        Sampler::Lcm => consistency::lcm(run, x, sigmas),
-        Sampler::Tcd => consistency::tcd(run, x, sigmas, table),
-        Sampler::Ddim => ddim::ddim(run, x, timesteps, table, Renoise::Guided),
-        Sampler::DdimCfgPp => ddim::ddim(run, x, timesteps, table, Renoise::Uncond),
-        Sampler::Plms => ddim::plms(run, x, timesteps, table),
-        Sampler::UniPc => unipc::unipc(run, x, timesteps.len(), unipc_start(plan), table),
-    }
+    table::solve(run, x, plan)
 }
 
 /// DPM-Solver runs over the model's whole range, or over that of a partial schedule.
