@@ -130,6 +130,7 @@ fn sigma_samplers_equal_their_formulas() {
         (Sampler::Ipndm, [0.50167117, 0.51265807]),
         (Sampler::IpndmV, [0.54521219, 0.55005076]),
         (Sampler::Deis, [0.59442241, 0.57204564]),
+        (Sampler::ResMultistep, [0.69340385, 0.59354795]),
     ] {
         let got = [5, 8].map(|n| over(sampler, karras(n), &options).0);
         assert_close(

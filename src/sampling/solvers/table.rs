@@ -105,4 +105,6 @@ samplers! {
         => multistep::deis(run, x, plan.sigmas());
     Tcd = Row { eta: Eta::Tcd, ..Row::sigma("TCD", &["tcd"], None, &[]) }
         => consistency::tcd(run, x, plan.sigmas(), plan.table());
+    ResMultistep = Row::sigma("Res Multistep", &["res_multistep"], None, &[])
+        => dpmpp::res_multistep(run, x, plan.sigmas());
 }
