@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use crate::engine;
+pub use crate::engine::with_causes;
 use crate::pipeline;
 
 /// One entry of a 422 answer.
@@ -232,22 +233,6 @@ fn engine_answer(error: &engine::Error) -> Response {
         | engine::Error::Panicked(_) => (StatusCode::INTERNAL_SERVER_ERROR, "RuntimeError"),
     };
     shape(status, class, &message, &message)
-}
-
-/// An error's sentence followed by those of its causes.
-#[must_use]
-pub fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let words = error.to_string();
-        // Some libraries repeat their cause in their own text.
-        if !text.ends_with(&words) {
-            text = format!("{text}: {words}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 fn is_out_of_memory(error: &candle_core::Error) -> bool {

@@ -1,6 +1,6 @@
 //! The life of a job that outlives its request: from the history into the queue, through the engine, back into the history.
 //!
-//! Invariants: a job takes its place in line before its request is read, so waiting jobs cost an id each; its files are named
+//! Invariants: a job takes one of the queue's places before its request is read, so that jobs beyond them cost an id each; its files are named
 //! after it, so a second run replaces those of a first that a crash cut short; whoever ends a job first in the history has
 //! ended it. A job that the server's end cuts short goes back in line.
 
@@ -238,8 +238,8 @@ async fn live_through(
 async fn prepare(app: Arc<App>, id: String, kind: String) -> Result<Prepared, ApiError> {
     blocking(move || {
         let request = app.jobs.history.request(&id).map_err(|e| stored(&e))?;
-        let body = request.unwrap_or(Value::Null).to_string();
-        resolve_as(&app, &kind, body.as_bytes())
+        let request = request.ok_or(ApiError::NotFound)?;
+        resolve_as(&app, &kind, request.as_bytes())
     })
     .await
 }

@@ -118,8 +118,8 @@ fn checked(app: &App, client: Client, body: &[u8]) -> Result<NewJob, ApiError> {
     if !problems.is_empty() {
         return Err(problems.into());
     }
-    let request = Value::Object(request);
-    let prepared = job_runner::resolve_as(app, &kind, request.to_string().as_bytes())?;
+    let request = Value::Object(request).to_string();
+    let prepared = job_runner::resolve_as(app, &kind, request.as_bytes())?;
     Ok(NewJob {
         id,
         kind,

@@ -18,6 +18,7 @@ use super::error::{ApiError, Problem};
 use super::extras::html;
 use super::{App, blocking};
 use crate::engine::networks::LoraEntry;
+use crate::imaging::Format;
 
 /// Endings of preview pictures, with their types.
 const PICTURES: [(&str, &str); 5] = [
@@ -121,26 +122,7 @@ pub async fn cover_images(
     let cover = list.get(index).and_then(Value::as_str);
     let bytes = cover.and_then(|text| STANDARD.decode(text).ok());
     let bytes = bytes.ok_or_else(not_found)?;
-    let mime = match &bytes[..] {
-        [0x89, b'P', b'N', b'G', ..] => "image/png",
-        [0xff, 0xd8, ..] => "image/jpeg",
-        [
-            b'R',
-            b'I',
-            b'F',
-            b'F',
-            _,
-            _,
-            _,
-            _,
-            b'W',
-            b'E',
-            b'B',
-            b'P',
-            ..,
-        ] => "image/webp",
-        _ => return Err(not_found()),
-    };
+    let mime = Format::sniff(&bytes).ok_or_else(not_found)?.mime();
     Ok(([(header::CONTENT_TYPE, mime)], bytes).into_response())
 }
 

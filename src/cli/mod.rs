@@ -6,6 +6,7 @@
 pub mod bench;
 pub mod checkpoints;
 mod codecs;
+pub mod follow;
 pub mod from_image;
 pub mod inspect;
 pub mod models;

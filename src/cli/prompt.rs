@@ -2,7 +2,6 @@
 //!
 //! Names and numbers are checked and the output directory tried before anything is loaded.
 
-use std::convert::Infallible;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -11,6 +10,7 @@ use indicatif::ProgressBar;
 
 use super::checkpoints::{self, RefinerArgs};
 use super::codecs::CodecArgs;
+use super::follow::follow;
 use super::from_image::{HiresArgs, ImageArgs, Place, Start};
 use super::output::{Form, Output, Report, Seconds, write_latents};
 use super::serve::start_engine;
@@ -22,7 +22,7 @@ use crate::config::{Config, VERSION_TEXT};
 use crate::engine::checkpoint::{Selection, VaeChoice};
 use crate::engine::limits::{Numbers, Violation, check, resolve_seed};
 use crate::engine::models::Catalog;
-use crate::engine::{self, Engine, Job, JobHandle, JobState, Outcome};
+use crate::engine::{Engine, Job, Outcome};
 use crate::pipeline::GenerateRequest;
 use crate::pipeline::request::InfotextOptions;
 use crate::rng::NoiseSource;
@@ -386,40 +386,6 @@ fn select(catalog: &Catalog, config: &Config) -> Result<Selection, Stop> {
     catalog
         .select_or_own(checkpoint, &vae)
         .map_err(Stop::failed)
-}
-
-/// Shows progress until the job ends; a signal interrupts it at its next step.
-async fn follow(
-    handle: &mut JobHandle,
-    bar: &ProgressBar,
-    stop: &tokio_util::sync::CancellationToken,
-) -> Result<Outcome, engine::Error> {
-    let mut progress = handle.progress.clone();
-    let cancel = handle.cancel.clone();
-    let show = async {
-        while progress.changed().await.is_ok() {
-            if let JobState::Running(at) = *progress.borrow_and_update() {
-                bar.set_message(if at.step == at.steps {
-                    "decoding"
-                } else {
-                    "sampling"
-                });
-                bar.set_length((at.batches * at.steps) as u64);
-                bar.set_position((at.batch * at.steps + at.step) as u64);
-            }
-        }
-        std::future::pending::<Infallible>().await
-    };
-    let interrupt = async {
-        stop.cancelled().await;
-        cancel.interrupt();
-        std::future::pending::<Infallible>().await
-    };
-    tokio::select! {
-        result = handle.finished() => result,
-        never = show => match never {},
-        never = interrupt => match never {},
-    }
 }
 
 /// Writes files and report. Of an interrupted job only finished batches are kept.

@@ -12,8 +12,7 @@ use anyhow::{Context, bail, ensure};
 use indicatif::ProgressBar;
 
 use super::Verbosity;
-use crate::config::env;
-use crate::engine::hashes;
+use crate::engine::{hashes, hub};
 
 /// Where to get a file and what it must be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,7 +38,7 @@ pub fn pull(
     let mut remote = locate(source)?;
     if let Some(wanted) = sha256 {
         let wanted = wanted.trim().to_ascii_lowercase();
-        ensure!(is_sha256(&wanted), "not a SHA-256: `{wanted}`");
+        ensure!(hub::is_sha256(&wanted), "not a SHA-256: `{wanted}`");
         if let Some(announced) = remote
             .sha256
             .as_ref()
@@ -93,28 +92,15 @@ fn locate(source: &str) -> anyhow::Result<Remote> {
     locate_on_hub(&format!("{owner}/{repo}"), file, file_name)
 }
 
-/// The one place that speaks to the hub.
 fn locate_on_hub(repo: &str, file: &str, file_name: String) -> anyhow::Result<Remote> {
-    let token = std::env::var(env::HF_TOKEN)
-        .ok()
-        .filter(|token| !token.is_empty());
-    let mut builder = hf_hub::api::sync::ApiBuilder::from_env().with_progress(false);
-    if token.is_some() {
-        builder = builder.with_token(token.clone());
-    }
-    let api = builder.build()?;
-    let url = api.model(repo.to_string()).url(file);
-    let metadata = api
-        .metadata(&url)
+    let found = hub::locate(repo, file)
         .with_context(|| format!("not found on the hub: `{repo}/{file}`"))?;
-    // Large files carry their SHA-256 as ETag, small ones git's SHA-1.
-    let sha256 = Some(metadata.etag().to_string()).filter(|etag| is_sha256(etag));
     Ok(Remote {
-        url,
+        url: found.url,
         file_name,
-        token,
-        size: Some(metadata.size() as u64),
-        sha256,
+        token: found.token,
+        size: Some(found.size),
+        sha256: found.sha256,
     })
 }
 
@@ -219,10 +205,6 @@ fn verify(path: &Path, remote: &Remote) -> anyhow::Result<()> {
         );
     }
     Ok(())
-}
-
-fn is_sha256(text: &str) -> bool {
-    text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 #[cfg(test)]

@@ -2,15 +2,13 @@
 //!
 //! No checkpoint is loaded. Names, sizes, pictures and the output directory are checked before any work.
 
-use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Args;
-use indicatif::ProgressBar;
-use tokio_util::sync::CancellationToken;
 
+use super::follow::follow;
 use super::output::Output;
 use super::serve::start_engine;
 use super::{Common, Stop, Verbosity, load_config, print, warn_all};
@@ -20,8 +18,8 @@ use crate::api::resolve::task_id;
 use crate::api::upscalers::Upscalers;
 use crate::config::Config;
 use crate::config::layers::{Kind, Origin, Setting, parse};
+use crate::engine::ExtrasJob;
 use crate::engine::upscalers::UpscalerCatalog;
-use crate::engine::{self, ExtrasJob, JobHandle, JobState};
 use crate::imaging::{self, EncodeOptions, Metadata, SaveRequest};
 use crate::pipeline::{Extras, ExtrasRequest, ExtrasSize};
 use crate::{shutdown, telemetry};
@@ -231,35 +229,6 @@ async fn upscale(
     let result = follow(&mut handle, &bar, &stop).await;
     bar.finish_and_clear();
     result.map_err(Stop::failed)
-}
-
-/// Shows progress until the job ends; a signal interrupts it at its next piece.
-async fn follow(
-    handle: &mut JobHandle<Extras>,
-    bar: &ProgressBar,
-    stop: &CancellationToken,
-) -> Result<Extras, engine::Error> {
-    let mut progress = handle.progress.clone();
-    let cancel = handle.cancel.clone();
-    let show = async {
-        while progress.changed().await.is_ok() {
-            if let JobState::Running(at) = *progress.borrow_and_update() {
-                bar.set_length((at.batches * at.steps) as u64);
-                bar.set_position((at.batch * at.steps + at.step) as u64);
-            }
-        }
-        std::future::pending::<Infallible>().await
-    };
-    let interrupt = async {
-        stop.cancelled().await;
-        cancel.interrupt();
-        std::future::pending::<Infallible>().await
-    };
-    tokio::select! {
-        result = handle.finished() => result,
-        never = show => match never {},
-        never = interrupt => match never {},
-    }
 }
 
 /// Writes the files and prints their names. In a directory they are numbered and keep their inputs' names.

@@ -12,8 +12,9 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-use super::{Error, hashes};
-use crate::config::{Config, env};
+use super::hub::{self, HubFile};
+use super::{Error, hashes, with_causes};
+use crate::config::Config;
 
 /// Where TAESD for SDXL is published.
 const REPO: &str = "madebyollin/taesdxl";
@@ -135,56 +136,36 @@ impl Approximations {
 
 /// Fetches a file of the hub to `target`; the error is the reason in words.
 fn download(file: &str, target: &Path) -> Result<(), String> {
-    let words = |error: &dyn std::error::Error| {
-        let mut text = error.to_string();
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            text = format!("{text}: {error}");
-            cause = error.source();
-        }
-        text
-    };
-    let token = std::env::var(env::HF_TOKEN)
-        .ok()
-        .filter(|token| !token.is_empty());
-    let mut builder = hf_hub::api::sync::ApiBuilder::from_env().with_progress(false);
-    if token.is_some() {
-        builder = builder.with_token(token.clone());
-    }
-    let api = builder.build().map_err(|error| words(&error))?;
-    let url = api.model(REPO.to_string()).url(file);
-    let announced = api.metadata(&url).map_err(|error| words(&error))?;
-    if announced.size() as u64 > LARGEST {
-        return Err(format!("the hub announces {} bytes", announced.size()));
+    let found = hub::locate(REPO, file).map_err(|error| with_causes(&error))?;
+    if found.size > LARGEST {
+        return Err(format!("the hub announces {} bytes", found.size));
     }
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .timeout_global(Some(PATIENCE))
         .build()
         .into();
-    let mut request = agent.get(&url);
-    if let Some(token) = &token {
+    let mut request = agent.get(&found.url);
+    if let Some(token) = &found.token {
         request = request.header("authorization", format!("Bearer {token}"));
     }
-    let mut response = request.call().map_err(|error| words(&error))?;
+    let mut response = request.call().map_err(|error| with_causes(&error))?;
     let mut bytes = Vec::new();
     let reader = response.body_mut().as_reader();
     let read = reader.take(LARGEST).read_to_end(&mut bytes);
-    read.map_err(|error| words(&error))?;
-    check(&bytes, announced.size(), announced.etag())?;
-    write(&bytes, target).map_err(|error| words(&error))
+    read.map_err(|error| with_causes(&error))?;
+    check(&bytes, &found)?;
+    write(&bytes, target).map_err(|error| with_causes(&error))
 }
 
-/// Large files of the hub carry their SHA-256 as `ETag`, small ones git's SHA-1.
-fn check(bytes: &[u8], size: usize, etag: &str) -> Result<(), String> {
-    if bytes.len() != size {
-        return Err(format!("{} of {size} bytes arrived", bytes.len()));
+fn check(bytes: &[u8], found: &HubFile) -> Result<(), String> {
+    if bytes.len() as u64 != found.size {
+        return Err(format!("{} of {} bytes arrived", bytes.len(), found.size));
     }
-    let is_sha256 = etag.len() == 64 && etag.bytes().all(|byte| byte.is_ascii_hexdigit());
     let hash = hashes::hex(&Sha256::digest(bytes));
-    if is_sha256 && hash != etag {
-        return Err(format!("SHA-256 `{hash}` arrived, not `{etag}`"));
+    match &found.sha256 {
+        Some(wanted) if *wanted != hash => Err(format!("SHA-256 `{hash}` arrived, not `{wanted}`")),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 fn write(bytes: &[u8], target: &Path) -> std::io::Result<()> {
@@ -200,14 +181,23 @@ fn write(bytes: &[u8], target: &Path) -> std::io::Result<()> {
 mod tests {
     use super::*;
 
+    fn hub_file(size: u64, sha256: Option<&str>) -> HubFile {
+        HubFile {
+            url: String::new(),
+            token: None,
+            size,
+            sha256: sha256.map(str::to_string),
+        }
+    }
+
     #[test]
     fn what_arrives_is_checked() {
         let hash = hashes::hex(&Sha256::digest(b"tiny"));
-        assert_eq!(check(b"tiny", 4, &hash), Ok(()));
-        assert_eq!(check(b"tiny", 4, "a-git-hash"), Ok(()));
-        let short = check(b"tin", 4, &hash).unwrap_err();
+        assert_eq!(check(b"tiny", &hub_file(4, Some(&hash))), Ok(()));
+        assert_eq!(check(b"tiny", &hub_file(4, None)), Ok(()));
+        let short = check(b"tin", &hub_file(4, Some(&hash))).unwrap_err();
         assert_eq!(short, "3 of 4 bytes arrived");
-        let wrong = check(b"tyni", 4, &hash).unwrap_err();
+        let wrong = check(b"tyni", &hub_file(4, Some(&hash))).unwrap_err();
         assert!(wrong.starts_with("SHA-256 `"), "{wrong}");
     }
 

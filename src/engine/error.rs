@@ -74,3 +74,19 @@ pub enum Error {
     #[error("the job crashed: {0}")]
     Panicked(String),
 }
+
+/// An error's sentence followed by those of its causes.
+#[must_use]
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let words = error.to_string();
+        // Some libraries repeat their cause in their own text.
+        if !text.ends_with(&words) {
+            text = format!("{text}: {words}");
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -14,7 +14,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use record::read as as_record;
 pub use record::{End, Filter, NewJob, Record, State};
 use rusqlite::{Connection, OptionalExtension, params};
-use serde_json::Value;
 
 /// Runs of a job: the first, and one more after a crash.
 const MOST_ATTEMPTS: u32 = 2;
@@ -73,7 +72,7 @@ impl History {
                 job.client,
                 job.title,
                 now(),
-                job.request.to_string(),
+                job.request,
                 job.webhook
             ])?;
             Ok(rows == 1)
@@ -184,17 +183,16 @@ impl History {
         })
     }
 
-    /// The body of a job's request.
+    /// The body of a job's request, JSON.
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn request(&self, id: &str) -> Result<Option<Value>, Error> {
-        let text: Option<String> = self.with(|db| {
+    pub fn request(&self, id: &str) -> Result<Option<String>, Error> {
+        self.with(|db| {
             db.prepare_cached("SELECT request FROM jobs WHERE id = ?1")?
                 .query_row([id], |row| row.get(0))
                 .optional()
-        })?;
-        Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
+        })
     }
 
     /// Jobs, newest first.
@@ -358,7 +356,7 @@ mod tests {
             id: id.into(),
             kind: "txt2img".into(),
             client: "someone".into(),
-            request: json!({ "prompt": id }),
+            request: json!({ "prompt": id }).to_string(),
             title: format!("A picture of {id}"),
             webhook: None,
         };
@@ -378,7 +376,7 @@ mod tests {
         let record = history.get("a").unwrap().unwrap();
         assert_eq!((record.state, record.attempts), (State::Done, 1));
         assert_eq!(record.result.unwrap()["files"][0], "a.png");
-        assert_eq!(history.request("a").unwrap().unwrap()["prompt"], "a");
+        assert_eq!(history.request("a").unwrap().unwrap(), r#"{"prompt":"a"}"#);
     }
 
     #[test]
@@ -461,7 +459,7 @@ mod tests {
             id: "a".into(),
             kind: "txt2img".into(),
             client: String::new(),
-            request: Value::Null,
+            request: "null".into(),
             title: String::new(),
             webhook: Some("http://example.com/".into()),
         };

@@ -10,6 +10,7 @@ pub mod checkpoint;
 mod error;
 pub mod hashes;
 pub mod history;
+pub mod hub;
 pub mod limits;
 pub mod models;
 pub mod networks;
@@ -34,7 +35,7 @@ use crate::pipeline::{Extras, ExtrasRequest, GenerateRequest, Generated, Progres
 
 use backend::{Backend, DeviceInfo};
 use checkpoint::Selection;
-pub use error::Error;
+pub use error::{Error, with_causes};
 use models::Catalog;
 use queue::{Queue, Refusal, Ticket};
 use residents::ModelLimits;
@@ -212,13 +213,8 @@ impl Engine {
     /// # Errors
     /// [`Error::ShuttingDown`].
     pub async fn submit(&self, job: Job) -> Result<JobHandle, Error> {
-        let place = self
-            .shared
-            .queue
-            .enter(&job.client, &job.id)
-            .await
-            .map_err(|refusal| self.refused(refusal))?;
-        self.fill(place, job.id.clone(), job, Command::Generate)
+        let place = self.reserve(&job.client, &job.id).await?;
+        self.submit_in(place, job)
     }
 
     /// Queues an extras job, as [`Self::submit`] does.
@@ -226,13 +222,8 @@ impl Engine {
     /// # Errors
     /// [`Error::ShuttingDown`].
     pub async fn submit_extras(&self, job: ExtrasJob) -> Result<JobHandle<Extras>, Error> {
-        let place = self
-            .shared
-            .queue
-            .enter(&job.client, &job.id)
-            .await
-            .map_err(|refusal| self.refused(refusal))?;
-        self.fill(place, job.id.clone(), job, Command::Extras)
+        let place = self.reserve(&job.client, &job.id).await?;
+        self.fill(place.0, job.id.clone(), job, Command::Extras)
     }
 
     /// Waits for a place in line. It is given up if the future or the place is dropped.

@@ -11,6 +11,8 @@ pub const NAME: &str = "sdgen-demo";
 static COMPRESSED: &[u8] = include_bytes!("../../models/demo/sdgen-demo.safetensors.zst");
 /// Bytes after decompression, checked by a test.
 const SIZE: usize = 40_023_856;
+/// Values of all tensors, from above: they are f16.
+pub const VALUES: usize = SIZE / 2;
 
 /// Decompresses the demo model.
 ///

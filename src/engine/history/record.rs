@@ -73,8 +73,8 @@ pub struct NewJob {
     pub kind: String,
     /// Who asked.
     pub client: String,
-    /// The body of the request.
-    pub request: Value,
+    /// The body of the request, JSON.
+    pub request: String,
     /// Text that lists show and searches find.
     pub title: String,
     /// Where its end is announced.
