@@ -108,11 +108,11 @@ fn resources(file: &str, text: &str) -> String {
             row[1] = before(line, "bytes smem");
         }
     }
-    rows.iter()
-        .map(|((kernel, target), [registers, shared, spills])| {
-            format!("{file}\t{kernel}\t{target}\t{registers}\t{shared}\t{spills}\n")
-        })
-        .collect()
+    let mut table = String::new();
+    for ((kernel, target), [registers, shared, spills]) in rows {
+        let _ = writeln!(table, "{file}\t{kernel}\t{target}\t{registers}\t{shared}\t{spills}");
+    }
+    table
 }
 
 /// The number before `word`; 0 if the line does not have it.
