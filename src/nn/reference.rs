@@ -12,13 +12,14 @@ pub(super) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Resu
     bias.map_or(Ok(y.clone()), |b| y.broadcast_add(b))
 }
 
-/// `value * gelu(gate)` of the halves of the last axis.
+/// `value * gelu(gate)` of the halves of the last axis, as checkpoints have them.
+#[cfg(test)]
 pub(super) fn geglu(x: &Tensor) -> Result<Tensor> {
     let halves = x.chunk(2, D::Minus1)?;
     &halves[0] * halves[1].gelu_erf()?
 }
 
-/// [`geglu`] of values and gates in turn.
+/// `value * gelu(gate)` of values and gates in turn.
 pub(super) fn geglu_pairs(x: &Tensor) -> Result<Tensor> {
     let mut shape = x.dims().to_vec();
     let pairs = shape.pop().unwrap_or(0) / 2;

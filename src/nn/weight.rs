@@ -144,7 +144,11 @@ impl Weight {
             Self::Tensors { bias, .. } => match bias {
                 Some(kept) if kept.device().is_cuda() => {
                     // Zeros in the same place; see the invariant.
-                    if kept.zeros_like().and_then(|zeros| kept.slice_set(&zeros, 0, 0)).is_err() {
+                    if kept
+                        .zeros_like()
+                        .and_then(|zeros| kept.slice_set(&zeros, 0, 0))
+                        .is_err()
+                    {
                         *bias = None;
                     }
                 }

@@ -93,10 +93,12 @@ impl Call {
         let key = (self.kind, self.shape);
         if !engine.attentions.contains_key(&key) && !engine.is_capturing() {
             let plans = match &engine.dnn {
-                Some(library) if self.is_for_library(library) => self.plans(library).unwrap_or_else(|error| {
-                    tracing::debug!(?key, %error, "cuDNN has no plan");
-                    Vec::new()
-                }),
+                Some(library) if self.is_for_library() => {
+                    self.plans(library).unwrap_or_else(|error| {
+                        tracing::debug!(?key, %error, "cuDNN has no plan");
+                        Vec::new()
+                    })
+                }
                 _ => Vec::new(),
             };
             let best = engine.choose(self.kind, plans, |engine, plan| self.queue(engine, plan))?;
@@ -133,7 +135,10 @@ impl Call {
             return Ok(out);
         }
         let Some((head, grid)) = s.grid(self.kind) else {
-            bail!("attention: heads of {} channels; 512 is the most", s.head_dim)
+            bail!(
+                "attention: heads of {} channels; 512 is the most",
+                s.head_dim
+            )
         };
         let args = [
             Arg::Address(self.q),
@@ -149,19 +154,25 @@ impl Call {
             Arg::Float(self.scale()),
             Arg::Flag(s.causal),
         ];
-        engine.launch(&format!("attention_{head}_{}", self.kind.suffix()), grid, &args)?;
+        engine.launch(
+            &format!("attention_{head}_{}", self.kind.suffix()),
+            grid,
+            &args,
+        )?;
         Ok(out)
     }
 
-    fn is_for_library(&self, library: &cudnn::Dnn) -> bool {
-        let aligned = [self.q, self.k, self.v].iter().all(|at| at.is_multiple_of(16));
+    fn is_for_library(&self) -> bool {
+        let aligned = [self.q, self.k, self.v]
+            .iter()
+            .all(|at| at.is_multiple_of(16));
         self.kind != Kind::F32
             && !self.shape.causal
             && self.shape.head_dim <= 128
             && self.shape.head_dim.is_multiple_of(8)
             && aligned
             && !self.operands.is_empty()
-            && library.version() >= SDPA_VERSION
+            && cudnn::Dnn::version() >= SDPA_VERSION
     }
 
     /// The library's graph: one node.
@@ -195,7 +206,10 @@ impl Call {
             .descriptors(Attribute::CUDNN_ATTR_OPERATION_SDPA_FWD_KDESC, &[&k])?
             .descriptors(Attribute::CUDNN_ATTR_OPERATION_SDPA_FWD_VDESC, &[&v])?
             .descriptors(Attribute::CUDNN_ATTR_OPERATION_SDPA_FWD_ODESC, &[&out])?
-            .descriptors(Attribute::CUDNN_ATTR_OPERATION_SDPA_FWD_SCALEDESC, &[&scale])?
+            .descriptors(
+                Attribute::CUDNN_ATTR_OPERATION_SDPA_FWD_SCALEDESC,
+                &[&scale],
+            )?
             .finalise()?;
         let plans = library.plans(vec![node], vec![q, k, v, out, scale])?;
         Ok(plans.into_iter().map(Plan).collect())

@@ -35,7 +35,9 @@ pub(in crate::nn) fn conv2d(
 
 pub(in crate::nn) fn group_norm(x: &Tensor, norm: &GroupNorm) -> Answer {
     let (device, kind) = taken(x)?;
-    Some(engine::with(device, |engine| norm::group(engine, kind, x, norm)))
+    Some(engine::with(device, |engine| {
+        norm::group(engine, kind, x, norm)
+    }))
 }
 
 pub(in crate::nn) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Answer {
@@ -47,7 +49,9 @@ pub(in crate::nn) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps:
 
 pub(in crate::nn) fn concat_channels(a: &Tensor, b: &Tensor) -> Answer {
     let (device, kind) = taken(a)?;
-    Some(engine::with(device, |engine| elementwise::concat(engine, kind, a, b)))
+    Some(engine::with(device, |engine| {
+        elementwise::concat(engine, kind, a, b)
+    }))
 }
 
 pub(in crate::nn) fn self_attention(qkv: &Tensor, heads: usize, mask: Mask) -> Answer {

@@ -16,10 +16,14 @@ fn missing_library() -> Option<&'static str> {
             return Some("this machine has no NVIDIA driver (`libcuda.so.1`)");
         }
         if !cudarc::cublas::sys::is_culib_present() {
-            return Some("`libcublas.so.13` is not found: install CUDA 13's libraries or name their directory in `LD_LIBRARY_PATH`");
+            return Some(
+                "`libcublas.so.13` is not found: install CUDA 13's libraries or name their directory in `LD_LIBRARY_PATH`",
+            );
         }
         if !cudarc::curand::sys::is_culib_present() {
-            return Some("`libcurand.so.10` is not found: install CUDA 13's libraries or name their directory in `LD_LIBRARY_PATH`");
+            return Some(
+                "`libcurand.so.10` is not found: install CUDA 13's libraries or name their directory in `LD_LIBRARY_PATH`",
+            );
         }
     }
     None
@@ -79,7 +83,10 @@ fn pool_bytes(pool: sys::CUmemoryPool, attribute: CUmemPool_attribute) -> u64 {
 pub(super) fn free_memory(device: &CudaDevice) -> Option<u64> {
     let (free, _) = device.cuda_stream().context().mem_get_info().ok()?;
     let idle = pool(device).map_or(0, |pool| {
-        let reserved = pool_bytes(pool, CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT);
+        let reserved = pool_bytes(
+            pool,
+            CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT,
+        );
         let used = pool_bytes(pool, CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT);
         reserved.saturating_sub(used)
     });

@@ -1,7 +1,6 @@
 //! Whose kernels run where a library has one too.
 
 use std::fmt;
-use std::str::FromStr;
 
 /// Whose kernels run where NVIDIA's libraries have one too.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
@@ -15,21 +14,6 @@ pub enum KernelChoice {
     Library,
 }
 
-impl FromStr for KernelChoice {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "own" => Ok(Self::Own),
-            "library" => Ok(Self::Library),
-            _ => Err(format!(
-                "unknown CUDA kernels: `{text}`; use `auto`, `own` or `library`"
-            )),
-        }
-    }
-}
-
 impl fmt::Display for KernelChoice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -37,22 +21,5 @@ impl fmt::Display for KernelChoice {
             Self::Own => "own",
             Self::Library => "library",
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn choices_parse_as_they_print() {
-        for choice in [
-            KernelChoice::Auto,
-            KernelChoice::Own,
-            KernelChoice::Library,
-        ] {
-            assert_eq!(choice.to_string().parse(), Ok(choice));
-        }
-        assert!("cutlass".parse::<KernelChoice>().unwrap_err().contains("`own`"));
     }
 }

@@ -97,7 +97,10 @@ impl Call {
             geglu: false,
         };
         if shape.k() != k {
-            bail!("conv2d: {} channels, weight takes {k} values", first + second_channels);
+            bail!(
+                "conv2d: {} channels, weight takes {k} values",
+                first + second_channels
+            );
         }
         let (added, second, wanted): (_, _, &[usize]) = match epilogue.second {
             Second::None => (Added::Nothing, None, &[]),
@@ -122,7 +125,10 @@ impl Call {
             bias: like(epilogue.bias)?,
             slopes: like(epilogue.slopes)?,
             second: like(second)?,
-            parts: parts.iter().map(|part| Operand::like(part, x)).collect::<Result<_>>()?,
+            parts: parts
+                .iter()
+                .map(|part| Operand::like(part, x))
+                .collect::<Result<_>>()?,
             out,
         })
     }
@@ -131,13 +137,17 @@ impl Call {
     pub(super) fn run(&self, engine: &mut Engine) -> Result<Tensor> {
         if !engine.convolutions.contains_key(&self.key) && !engine.is_capturing() {
             let plans = match &engine.dnn {
-                Some(library) if self.key.is_for_library() => self.plans(library).unwrap_or_else(|error| {
-                    tracing::debug!(key = ?self.key, %error, "cuDNN has no plan");
-                    Vec::new()
-                }),
+                Some(library) if self.key.is_for_library() => {
+                    self.plans(library).unwrap_or_else(|error| {
+                        tracing::debug!(key = ?self.key, %error, "cuDNN has no plan");
+                        Vec::new()
+                    })
+                }
                 _ => Vec::new(),
             };
-            let best = engine.choose(self.key.kind, plans, |engine, plan| self.queue(engine, plan))?;
+            let best = engine.choose(self.key.kind, plans, |engine, plan| {
+                self.queue(engine, plan)
+            })?;
             engine.convolutions.insert(self.key, best);
         }
         // Taken out for the run, because the run needs the engine too.
@@ -157,7 +167,12 @@ impl Call {
     }
 
     fn by_ours(&self, engine: &mut Engine) -> Result<Operand> {
-        let Key { kind, shape, second, .. } = self.key;
+        let Key {
+            kind,
+            shape,
+            second,
+            ..
+        } = self.key;
         let out = result(engine.device(), kind, &self.out)?;
         let (tile, grid) = shape.grid(kind, engine.multiprocessors);
         let added = |kind| nullable(self.second.as_ref().filter(|_| second == kind));
@@ -172,7 +187,11 @@ impl Call {
             Arg::Address(out.address()),
             Arg::Shape(shape.words()),
         ];
-        engine.launch(&format!("conv_{tile}x{tile}_{}", kind.suffix()), grid, &args)?;
+        engine.launch(
+            &format!("conv_{tile}x{tile}_{}", kind.suffix()),
+            grid,
+            &args,
+        )?;
         Ok(out)
     }
 
@@ -190,7 +209,11 @@ impl Call {
             (WEIGHT, self.weight.address()),
             (OUT, out.address()),
         ];
-        at.extend(self.second.as_ref().map(|second| (SECOND, second.address())));
+        at.extend(
+            self.second
+                .as_ref()
+                .map(|second| (SECOND, second.address())),
+        );
         at.extend(self.bias.as_ref().map(|bias| (BIAS, bias.address())));
         plan.run(engine, &at)?;
         Ok(out)
@@ -212,7 +235,10 @@ impl Call {
             .cross_correlation(Attribute::CUDNN_ATTR_CONVOLUTION_CONV_MODE)?
             .integers(Attribute::CUDNN_ATTR_CONVOLUTION_SPATIAL_DIMS, &[2])?
             .integers(Attribute::CUDNN_ATTR_CONVOLUTION_DILATIONS, &[1, 1])?
-            .integers(Attribute::CUDNN_ATTR_CONVOLUTION_FILTER_STRIDES, &[stride, stride])?
+            .integers(
+                Attribute::CUDNN_ATTR_CONVOLUTION_FILTER_STRIDES,
+                &[stride, stride],
+            )?
             .integers(Attribute::CUDNN_ATTR_CONVOLUTION_PRE_PADDINGS, &[pad, pad])?
             .integers(
                 Attribute::CUDNN_ATTR_CONVOLUTION_POST_PADDINGS,
@@ -223,7 +249,11 @@ impl Call {
         match self.key.second {
             Added::Nothing => {}
             Added::Residual => {
-                terms.push(image(SECOND, Place::Device, [batch, outputs, height, width])?);
+                terms.push(image(
+                    SECOND,
+                    Place::Device,
+                    [batch, outputs, height, width],
+                )?);
             }
             Added::Shift => terms.push(image(SECOND, Place::Device, [batch, outputs, 1, 1])?),
         }
@@ -243,14 +273,26 @@ impl Call {
         let mut nodes = vec![
             Descriptor::new(cudnn::Kind::CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR)?
                 .descriptors(Attribute::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_X, &[&x])?
-                .descriptors(Attribute::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_W, &[&weight])?
-                .descriptors(Attribute::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_Y, &[&sums[0]])?
+                .descriptors(
+                    Attribute::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_W,
+                    &[&weight],
+                )?
+                .descriptors(
+                    Attribute::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_Y,
+                    &[&sums[0]],
+                )?
                 .descriptors(
                     Attribute::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_CONV_DESC,
                     &[&convolution],
                 )?
-                .float(Attribute::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_ALPHA, 1.0)?
-                .float(Attribute::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_BETA, 0.0)?
+                .float(
+                    Attribute::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_ALPHA,
+                    1.0,
+                )?
+                .float(
+                    Attribute::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_BETA,
+                    0.0,
+                )?
                 .finalise()?,
         ];
         let addition = Descriptor::new(cudnn::Kind::CUDNN_BACKEND_POINTWISE_DESCRIPTOR)?
@@ -269,7 +311,10 @@ impl Call {
 
 impl Key {
     fn is_for_library(&self) -> bool {
-        let plain = self.shape.window.is_some_and(|w| !w.circular && w.upsample <= 2);
+        let plain = self
+            .shape
+            .window
+            .is_some_and(|w| !w.circular && w.upsample <= 2);
         self.kind != Kind::F32
             && plain
             && self.shape.channels[1] == 0
@@ -281,7 +326,10 @@ impl Key {
 /// `a + b = out`.
 fn sum(addition: &Descriptor, [a, b, out]: [&Descriptor; 3]) -> Result<Descriptor> {
     Descriptor::new(cudnn::Kind::CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR)?
-        .descriptors(Attribute::CUDNN_ATTR_OPERATION_POINTWISE_PW_DESCRIPTOR, &[addition])?
+        .descriptors(
+            Attribute::CUDNN_ATTR_OPERATION_POINTWISE_PW_DESCRIPTOR,
+            &[addition],
+        )?
         .descriptors(Attribute::CUDNN_ATTR_OPERATION_POINTWISE_XDESC, &[a])?
         .descriptors(Attribute::CUDNN_ATTR_OPERATION_POINTWISE_BDESC, &[b])?
         .descriptors(Attribute::CUDNN_ATTR_OPERATION_POINTWISE_YDESC, &[out])?

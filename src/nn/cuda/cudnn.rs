@@ -45,7 +45,7 @@ impl Dnn {
     }
 
     /// As the library counts: 91900 is 9.19.
-    pub(super) fn version(&self) -> usize {
+    pub(super) fn version() -> usize {
         dnn::get_version()
     }
 }
@@ -138,7 +138,14 @@ impl Descriptor {
         let into = (&raw mut value).cast();
         // SAFETY: the library writes at most the one value asked for.
         check(unsafe {
-            sys::cudnnBackendGetAttribute(self.0, name, Type::CUDNN_TYPE_INT64, 1, &raw mut count, into)
+            sys::cudnnBackendGetAttribute(
+                self.0,
+                name,
+                Type::CUDNN_TYPE_INT64,
+                1,
+                &raw mut count,
+                into,
+            )
         })?;
         Ok(value)
     }
@@ -181,8 +188,14 @@ impl TensorOf<'_> {
             .integers(Attribute::CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, &[16])?
             .integers(Attribute::CUDNN_ATTR_TENSOR_DIMENSIONS, self.dims)?
             .integers(Attribute::CUDNN_ATTR_TENSOR_STRIDES, self.strides)?
-            .flag(Attribute::CUDNN_ATTR_TENSOR_IS_VIRTUAL, self.place == Place::Nowhere)?
-            .flag(Attribute::CUDNN_ATTR_TENSOR_IS_BY_VALUE, self.place == Place::Host)?
+            .flag(
+                Attribute::CUDNN_ATTR_TENSOR_IS_VIRTUAL,
+                self.place == Place::Nowhere,
+            )?
+            .flag(
+                Attribute::CUDNN_ATTR_TENSOR_IS_BY_VALUE,
+                self.place == Place::Host,
+            )?
             .finalise()
     }
 }
@@ -226,10 +239,17 @@ impl Dnn {
             .collect())
     }
 
-    fn plan(&self, configuration: &Descriptor, parts: &Arc<Vec<Descriptor>>) -> Result<Option<Plan>> {
+    fn plan(
+        &self,
+        configuration: &Descriptor,
+        parts: &Arc<Vec<Descriptor>>,
+    ) -> Result<Option<Plan>> {
         let plan = Descriptor::new(Kind::CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR)?
             .handle(Attribute::CUDNN_ATTR_EXECUTION_PLAN_HANDLE, self)?
-            .descriptors(Attribute::CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, &[configuration])?
+            .descriptors(
+                Attribute::CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG,
+                &[configuration],
+            )?
             .finalise()?;
         let scratch = plan.integer(Attribute::CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE)?;
         Ok((scratch <= WORKSPACE as i64).then(|| Plan {

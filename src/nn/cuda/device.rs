@@ -49,9 +49,13 @@ pub fn release_cached(device: &Device) {
 #[must_use]
 pub fn is_out_of_memory(error: &candle_core::Error) -> bool {
     let text = error.to_string();
-    ["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"]
-        .iter()
-        .any(|name| text.contains(name))
+    [
+        "CUDA_ERROR_OUT_OF_MEMORY",
+        "CUBLAS_STATUS_ALLOC_FAILED",
+        "CUDNN_STATUS_ALLOC_FAILED",
+    ]
+    .iter()
+    .any(|name| text.contains(name))
 }
 
 #[cfg(test)]
@@ -73,7 +77,10 @@ mod tests {
         let driver = "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")";
         assert!(is_out_of_memory(&candle_core::Error::msg(driver)));
         let wrapped = candle_core::Error::Cuda(driver.into()).bt();
-        assert!(is_out_of_memory(&wrapped.context("decoding")), "under a context");
+        assert!(
+            is_out_of_memory(&wrapped.context("decoding")),
+            "under a context"
+        );
         let other = "DriverError(CUDA_ERROR_ILLEGAL_ADDRESS, \"illegal address\")";
         assert!(!is_out_of_memory(&candle_core::Error::msg(other)));
     }

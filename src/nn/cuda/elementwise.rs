@@ -90,7 +90,11 @@ pub(super) fn finish(
 /// A picture `[batch, height, width, channels]` twice as high and wide.
 pub(super) fn upsample(engine: &mut Engine, kind: Kind, x: &Operand) -> Result<Operand> {
     let (batch, height, width, channels) = x.tensor().dims4()?;
-    let out = result(engine.device(), kind, &[batch, 2 * height, 2 * width, channels])?;
+    let out = result(
+        engine.device(),
+        kind,
+        &[batch, 2 * height, 2 * width, channels],
+    )?;
     let args = [
         Arg::Address(x.address()),
         Arg::Address(out.address()),

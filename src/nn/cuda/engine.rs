@@ -9,10 +9,11 @@ use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::backend::BackendDevice;
 use candle_core::cuda_backend::{DeviceId, WrapErr};
 use candle_core::{CudaDevice, DType, Result, bail};
-use cudarc::driver::sys::{CUdevice_attribute, CUevent_flags, CUfunction_attribute, CUstreamCaptureStatus};
+use cudarc::driver::sys::{
+    CUdevice_attribute, CUevent_flags, CUfunction_attribute, CUstreamCaptureStatus,
+};
 use cudarc::driver::{CudaFunction, CudaModule, CudaStream, result};
 use cudarc::nvrtc::Ptx;
 
@@ -89,7 +90,10 @@ type Shared = Arc<Mutex<Engine>>;
 static ENGINES: Mutex<Vec<(DeviceId, Shared)>> = Mutex::new(Vec::new());
 
 /// Enters the engine of a device, which is made on first use.
-pub(super) fn with<R>(device: &CudaDevice, run: impl FnOnce(&mut Engine) -> Result<R>) -> Result<R> {
+pub(super) fn with<R>(
+    device: &CudaDevice,
+    run: impl FnOnce(&mut Engine) -> Result<R>,
+) -> Result<R> {
     let engine = register(device, KernelChoice::default())?;
     let mut engine = engine.lock().unwrap_or_else(PoisonError::into_inner);
     run(&mut engine)
@@ -130,7 +134,7 @@ impl Engine {
             multiprocessors,
             kernels = %choice,
             cublaslt = lt.is_some(),
-            cudnn = dnn.as_ref().map(Dnn::version),
+            cudnn = dnn.as_ref().map(|_| Dnn::version()),
             "CUDA engine ready"
         );
         Ok(Self {
@@ -165,7 +169,9 @@ impl Engine {
     /// Whether launches are being recorded.
     pub(super) fn is_capturing(&self) -> bool {
         let none = CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
-        self.stream.capture_status().is_ok_and(|status| status != none)
+        self.stream
+            .capture_status()
+            .is_ok_and(|status| status != none)
     }
 
     /// Queues a kernel of ours.
@@ -197,7 +203,10 @@ impl Engine {
         if let Some(function) = self.functions.get(name) {
             return Ok(function.clone());
         }
-        let found = self.modules.iter().find_map(|module| module.load_function(name).ok());
+        let found = self
+            .modules
+            .iter()
+            .find_map(|module| module.load_function(name).ok());
         let Some(function) = found else {
             bail!("no kernel `{name}` in this build")
         };
@@ -229,7 +238,10 @@ impl Engine {
                 let best = select::fastest(kind, own, &trials);
                 let wrong = |trial: &Trial| trial.difference > select::tolerance(kind);
                 if trials.iter().all(wrong) {
-                    tracing::warn!(?trials, "no candidate of the library agrees with our kernel, which runs");
+                    tracing::warn!(
+                        ?trials,
+                        "no candidate of the library agrees with our kernel, which runs"
+                    );
                 }
                 tracing::debug!(own, ?trials, ?best, "kernels compared");
                 Ok(best.map(|index| candidates.swap_remove(index)))
@@ -269,18 +281,6 @@ impl Engine {
             times.push(begin.elapsed_ms(&end).w()?);
         }
         Ok(select::median(&mut times))
-    }
-
-    /// Forgets every plan, so that the workspace of none is kept.
-    pub(super) fn forget_plans(&mut self) {
-        self.linear.clear();
-        self.convolutions.clear();
-        self.attentions.clear();
-    }
-
-    /// Waits for everything that is queued.
-    pub(super) fn synchronise(&self) -> Result<()> {
-        self.device.synchronize()
     }
 }
 

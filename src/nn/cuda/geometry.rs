@@ -95,7 +95,9 @@ pub(super) struct GroupGrid {
 impl GroupGrid {
     /// Slices of pixels that are summed by a block each.
     pub(super) fn slices(self, multiprocessors: usize) -> usize {
-        let most = (2 * multiprocessors).div_ceil(self.batch.max(1)).clamp(1, 256);
+        let most = (2 * multiprocessors)
+            .div_ceil(self.batch.max(1))
+            .clamp(1, 256);
         self.pixels.div_ceil(128).clamp(1, most)
     }
 
@@ -212,11 +214,23 @@ impl ProductShape {
         let blocks = |tile: usize| self.m.div_ceil(tile) * self.n.div_ceil(tile);
         if kind != Kind::F32 && blocks(128) >= multiprocessors {
             let grid = Grid::flat(blocks(128), 256);
-            return (128, Grid { shared: 65_536, ..grid });
+            return (
+                128,
+                Grid {
+                    shared: 65_536,
+                    ..grid
+                },
+            );
         }
         let threads = if kind == Kind::F32 { 256 } else { 128 };
         let grid = Grid::flat(blocks(64), threads);
-        (64, Grid { shared: 32_768, ..grid })
+        (
+            64,
+            Grid {
+                shared: 32_768,
+                ..grid
+            },
+        )
     }
 
     /// The kernels' `GemmShape`.
@@ -323,7 +337,10 @@ mod tests {
             geglu: true,
             ..linear(4096, 5120, 640)
         };
-        assert_eq!((shape.outputs(), shape.words()[1], shape.words()[16]), (2560, 5120, 1));
+        assert_eq!(
+            (shape.outputs(), shape.words()[1], shape.words()[16]),
+            (2560, 5120, 1)
+        );
     }
 
     #[test]

@@ -71,7 +71,10 @@ impl Replay {
             return plainly();
         };
         let key = Key {
-            inputs: inputs.iter().map(|x| (x.dims().to_vec(), x.dtype())).collect(),
+            inputs: inputs
+                .iter()
+                .map(|x| (x.dims().to_vec(), x.dtype()))
+                .collect(),
             variant,
         };
         let mut shapes = self.shapes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -84,7 +87,8 @@ impl Replay {
                 let output = plainly()?;
                 (State::Seen(output.dims().to_vec(), output.dtype()), output)
             }
-            Some(State::Seen(shape, dtype)) => match record(device, inputs, (&shape, dtype), &body) {
+            Some(State::Seen(shape, dtype)) => match record(device, inputs, (&shape, dtype), &body)
+            {
                 Ok(mut recorded) => {
                     let output = recorded.replay(inputs)?;
                     (State::Recorded(recorded), output)
@@ -109,7 +113,10 @@ impl Replay {
 
     /// Drops every recording with its memory.
     pub fn forget(&self) {
-        self.shapes.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.shapes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
     }
 }
 
@@ -139,7 +146,11 @@ fn record(
     done?;
     let graph = graph?.ok_or_else(|| Error::msg("the recording is empty"))?;
     graph.upload().w()?;
-    let inputs = inputs.iter().zip(own).map(|(x, own)| (x.id(), own)).collect();
+    let inputs = inputs
+        .iter()
+        .zip(own)
+        .map(|(x, own)| (x.id(), own))
+        .collect();
     Ok(Box::new(Recorded {
         graph,
         inputs,

@@ -37,7 +37,12 @@ pub(super) struct Call {
 
 impl Call {
     /// `x` `[..., k]`, `weight` `[n, k]`.
-    pub(super) fn new(kind: Kind, x: &Tensor, weight: &Tensor, epilogue: &Epilogue<'_>) -> Result<Self> {
+    pub(super) fn new(
+        kind: Kind,
+        x: &Tensor,
+        weight: &Tensor,
+        epilogue: &Epilogue<'_>,
+    ) -> Result<Self> {
         let (n, k) = weight.dims2()?;
         let mut out = x.dims().to_vec();
         if out.pop() != Some(k) {
@@ -63,7 +68,10 @@ impl Call {
         };
         out.push(shape.outputs());
         if residual.is_some_and(|residual| residual.dims() != out.as_slice()) {
-            bail!("linear: a residual {:?} for {out:?}", residual.map(Tensor::shape));
+            bail!(
+                "linear: a residual {:?} for {out:?}",
+                residual.map(Tensor::shape)
+            );
         }
         let like = |tensor: Option<&Tensor>| tensor.map(|t| Operand::like(t, x)).transpose();
         Ok(Self {
@@ -89,7 +97,9 @@ impl Call {
                 None => Vec::new(),
             };
             let plans = suggestions.into_iter().map(Plan).collect();
-            let best = engine.choose(self.key.kind, plans, |engine, plan| self.queue(engine, plan))?;
+            let best = engine.choose(self.key.kind, plans, |engine, plan| {
+                self.queue(engine, plan)
+            })?;
             engine.linear.insert(self.key, best);
         }
         // Taken out for the run, because the run needs the engine too.
@@ -123,7 +133,11 @@ impl Call {
             Arg::Address(out.address()),
             Arg::Shape(shape.words()),
         ];
-        engine.launch(&format!("linear_{tile}x{tile}_{}", kind.suffix()), grid, &args)?;
+        engine.launch(
+            &format!("linear_{tile}x{tile}_{}", kind.suffix()),
+            grid,
+            &args,
+        )?;
         Ok(out)
     }
 
@@ -140,7 +154,10 @@ impl Call {
                 out: product.address(),
             },
         )?;
-        let late = self.residual.as_ref().filter(|_| !self.key.matmul().residual);
+        let late = self
+            .residual
+            .as_ref()
+            .filter(|_| !self.key.matmul().residual);
         if shape.geglu {
             let out = result(engine.device(), kind, &self.out)?;
             elementwise::geglu_pairs(engine, kind, &product, &out, [shape.m, shape.outputs()])?;
@@ -150,7 +167,14 @@ impl Call {
             return Ok(out);
         }
         if shape.activation != 0 {
-            elementwise::finish(engine, kind, &product, late, [shape.m, shape.n], shape.activation)?;
+            elementwise::finish(
+                engine,
+                kind,
+                &product,
+                late,
+                [shape.m, shape.n],
+                shape.activation,
+            )?;
         }
         let out = product.tensor().reshape(self.out.as_slice())?;
         Operand::new(&out)

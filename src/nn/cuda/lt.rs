@@ -9,6 +9,7 @@ use std::ffi::c_void;
 use candle_core::{Error, Result};
 use cudarc::cublaslt::result as lt;
 use cudarc::cublaslt::sys;
+use sys::cublasLtMatmulDescAttributes_t as Attribute;
 
 use super::engine::{Engine, WORKSPACE};
 use super::geometry::Kind;
@@ -67,7 +68,7 @@ pub(super) struct Addresses {
 /// A product as the library describes it, with one algorithm.
 pub(super) struct Algorithm {
     description: Description,
-    algorithm: sys::cublasLtMatmulAlgo_t,
+    suggestion: sys::cublasLtMatmulAlgo_t,
     matmul: Matmul,
 }
 
@@ -117,7 +118,6 @@ impl Description {
             x: layout(matmul.k, matmul.m)?,
             out: layout(matmul.n, matmul.m)?,
         };
-        use sys::cublasLtMatmulDescAttributes_t as Attribute;
         let transposed = cudarc::cublas::sys::cublasOperation_t::CUBLAS_OP_T;
         description.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &transposed)?;
         if matmul.bias {
@@ -128,7 +128,7 @@ impl Description {
         Ok(description)
     }
 
-    fn set<T>(&self, name: sys::cublasLtMatmulDescAttributes_t, value: &T) -> Result<()> {
+    fn set<T>(&self, name: Attribute, value: &T) -> Result<()> {
         let (value, size) = (std::ptr::from_ref(value).cast::<c_void>(), size_of::<T>());
         // SAFETY: the library copies `size` bytes, which is the size of that attribute.
         unsafe { lt::set_matmul_desc_attribute(self.matmul, name, value, size) }
@@ -143,7 +143,8 @@ impl Lt {
         let preference = lt::create_matmul_pref().map_err(Error::wrap)?;
         let mut found: Vec<sys::cublasLtMatmulHeuristicResult_t> = Vec::with_capacity(CANDIDATES);
         let mut count = 0;
-        let most = sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
+        let most =
+            sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
         // SAFETY: the descriptors live; the library writes at most CANDIDATES results and says how many.
         let status = unsafe {
             let size = WORKSPACE;
@@ -179,7 +180,7 @@ impl Lt {
             .map(|found| {
                 Ok(Algorithm {
                     description: Description::new(matmul)?,
-                    algorithm: found.algo,
+                    suggestion: found.algo,
                     matmul,
                 })
             })
@@ -194,11 +195,15 @@ impl Algorithm {
             candle_core::bail!("an algorithm of cublasLt without the library")
         };
         if self.matmul.bias {
-            let pointer = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
+            let pointer = Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
             self.description.set(pointer, &at.bias)?;
         }
         let (one, beta) = (1f32, if self.matmul.residual { 1f32 } else { 0.0 });
-        let before = if self.matmul.residual { at.residual } else { at.out };
+        let before = if self.matmul.residual {
+            at.residual
+        } else {
+            at.out
+        };
         // SAFETY: the addresses are of live tensors of the described shapes on this device; the workspace is the engine's, whose
         // operations follow each other on one stream.
         unsafe {
@@ -215,7 +220,7 @@ impl Algorithm {
                 self.description.out,
                 at.out as *mut c_void,
                 self.description.out,
-                &raw const self.algorithm,
+                &raw const self.suggestion,
                 engine.workspace() as *mut c_void,
                 WORKSPACE,
                 engine.stream().cu_stream().cast(),

@@ -8,7 +8,12 @@ use super::operand::{Operand, result, uninitialised};
 use crate::nn::layers::GroupNorm;
 
 /// `x` `[batch, ..., channels]`, same shape out.
-pub(super) fn group(engine: &mut Engine, kind: Kind, x: &Tensor, norm: &GroupNorm) -> Result<Tensor> {
+pub(super) fn group(
+    engine: &mut Engine,
+    kind: Kind,
+    x: &Tensor,
+    norm: &GroupNorm,
+) -> Result<Tensor> {
     let channels = norm.weight.elem_count();
     if x.dims().last() != Some(&channels) || x.rank() < 2 {
         bail!("group norm: {:?}, weight takes {channels}", x.shape());
@@ -26,7 +31,11 @@ pub(super) fn group(engine: &mut Engine, kind: Kind, x: &Tensor, norm: &GroupNor
         Operand::like(&norm.bias, x)?,
     );
     let slices = shape.slices(engine.multiprocessors);
-    let partials = uninitialised(engine.device(), DType::F32, &[batch, slices, norm.groups, 2])?;
+    let partials = uninitialised(
+        engine.device(),
+        DType::F32,
+        &[batch, slices, norm.groups, 2],
+    )?;
     let statistics = [
         Arg::Address(x.address()),
         Arg::Address(0),
@@ -37,7 +46,11 @@ pub(super) fn group(engine: &mut Engine, kind: Kind, x: &Tensor, norm: &GroupNor
         Arg::Int(norm.groups),
     ];
     let grid = shape.statistics(kind, engine.multiprocessors);
-    engine.launch(&format!("group_norm_statistics_{}", kind.suffix()), grid, &statistics)?;
+    engine.launch(
+        &format!("group_norm_statistics_{}", kind.suffix()),
+        grid,
+        &statistics,
+    )?;
     let out = result(engine.device(), kind, x.tensor().dims())?;
     let apply = [
         Arg::Address(x.address()),
@@ -87,6 +100,10 @@ pub(super) fn layer(
         Arg::Int(channels),
         Arg::Float(eps),
     ];
-    engine.launch(&format!("layer_norm_{}", kind.suffix()), Grid::rows(rows), &args)?;
+    engine.launch(
+        &format!("layer_norm_{}", kind.suffix()),
+        Grid::rows(rows),
+        &args,
+    )?;
     Ok(out.into())
 }

@@ -65,9 +65,17 @@ pub(super) fn difference(want: &[f32], got: &[f32]) -> f32 {
     let largest = want.iter().fold(0f32, |m, v| m.max(v.abs()));
     let apart = want.iter().zip(got).fold(0f32, |worst, (want, got)| {
         let apart = (want - got).abs();
-        if apart.is_nan() { f32::INFINITY } else { worst.max(apart) }
+        if apart.is_nan() {
+            f32::INFINITY
+        } else {
+            worst.max(apart)
+        }
     });
-    if apart == 0.0 { 0.0 } else { apart / largest.max(f32::MIN_POSITIVE) }
+    if apart == 0.0 {
+        0.0
+    } else {
+        apart / largest.max(f32::MIN_POSITIVE)
+    }
 }
 
 /// Where [`SAMPLE`] values are read of `count`: offset and length of each part, not overlapping.
@@ -101,7 +109,11 @@ mod tests {
     fn the_fastest_right_candidate_wins_and_ours_wins_ties() {
         let trials = [trial(3.0, 0.0), trial(1.0, 0.5), trial(2.0, 4e-3)];
         assert_eq!(fastest(Kind::Bf16, 5.0, &trials), Some(2));
-        assert_eq!(fastest(Kind::F16, 5.0, &trials), Some(0), "4e-3 is too much for f16");
+        assert_eq!(
+            fastest(Kind::F16, 5.0, &trials),
+            Some(0),
+            "4e-3 is too much for f16"
+        );
         assert_eq!(fastest(Kind::Bf16, 2.0, &trials), None);
         assert_eq!(fastest(Kind::Bf16, 2.0, &[]), None);
     }
@@ -110,7 +122,11 @@ mod tests {
     fn a_choice_decides_whether_anything_is_measured() {
         assert_eq!(contest(KernelChoice::Auto, 3), Contest::Measure);
         assert_eq!(contest(KernelChoice::Library, 3), Contest::First);
-        assert_eq!(contest(KernelChoice::Library, 0), Contest::Own, "no library, or it has nothing");
+        assert_eq!(
+            contest(KernelChoice::Library, 0),
+            Contest::Own,
+            "no library, or it has nothing"
+        );
         assert_eq!(contest(KernelChoice::Own, 3), Contest::Own);
     }
 
@@ -118,7 +134,10 @@ mod tests {
     fn differences_are_relative_to_the_largest_value() {
         assert_eq!(difference(&[0.0, -4.0], &[0.0, -3.0]), 0.25);
         assert_eq!(difference(&[1.0], &[f32::NAN]), f32::INFINITY);
-        assert_eq!(difference(&[f32::INFINITY], &[f32::INFINITY]), f32::INFINITY);
+        assert_eq!(
+            difference(&[f32::INFINITY], &[f32::INFINITY]),
+            f32::INFINITY
+        );
         assert_eq!(difference(&[0.0], &[0.0]), 0.0);
     }
 
