@@ -60,22 +60,14 @@ pub(super) fn fastest(kind: Kind, own_milliseconds: f32, trials: &[Trial]) -> Op
         .map(|(index, _)| index)
 }
 
-/// Largest difference of `got` to `want` relative to the largest of `want`; infinite if a value is not finite in one only.
+/// Largest difference of `got` to `want` relative to the largest of `want`; infinite if any is not finite.
 pub(super) fn difference(want: &[f32], got: &[f32]) -> f32 {
-    let largest = want.iter().fold(0f32, |m, v| m.max(v.abs()));
-    let apart = want.iter().zip(got).fold(0f32, |worst, (want, got)| {
-        let apart = (want - got).abs();
-        if apart.is_nan() {
-            f32::INFINITY
-        } else {
-            worst.max(apart)
-        }
-    });
-    if apart == 0.0 {
-        0.0
-    } else {
-        apart / largest.max(f32::MIN_POSITIVE)
+    if want.iter().chain(got).any(|v| !v.is_finite()) {
+        return f32::INFINITY;
     }
+    let largest = want.iter().fold(f32::MIN_POSITIVE, |m, v| m.max(v.abs()));
+    let apart = want.iter().zip(got).map(|(want, got)| (want - got).abs());
+    apart.fold(0f32, f32::max) / largest
 }
 
 /// Where [`SAMPLE`] values are read of `count`: offset and length of each part, not overlapping.
