@@ -59,7 +59,7 @@ pub(super) fn release_cached(_: &CudaDevice) {}
 
 /// Recordings of a network's launches, of which there are none here.
 #[derive(Debug, Default)]
-pub struct Replay;
+pub struct Replay {}
 
 impl Replay {
     /// `body` of `inputs`.

@@ -22,7 +22,7 @@ use super::cudnn::Dnn;
 use super::geometry::{AttentionShape, Grid, Kind};
 use super::lt::Lt;
 use super::operand::{Operand, uninitialised};
-use super::select::{self, Contest, RUNS, Trial};
+use super::select::{self, Contest, Trial};
 use super::{attention, convolution, linear};
 
 /// Our kernels, file by file: name and fat binary.
@@ -30,6 +30,9 @@ const KERNELS: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/kernels.rs
 
 /// Bytes of scratch memory that the libraries may use; what NVIDIA advises for cublasLt on Hopper, twice.
 pub(super) const WORKSPACE: usize = 64 << 20;
+
+/// Runs that are timed; the median counts. One more goes before them.
+const RUNS: usize = 5;
 
 /// Shared memory that needs no permission, bytes.
 const FREE_SHARED: usize = 48 << 10;

@@ -312,6 +312,28 @@ mod tests {
     }
 
     #[test]
+    fn three_types_have_kernels() {
+        for (dtype, suffix) in [
+            (DType::F32, "f32"),
+            (DType::F16, "f16"),
+            (DType::BF16, "bf16"),
+        ] {
+            let kind = Kind::of(dtype).unwrap();
+            assert_eq!((kind.dtype(), kind.suffix()), (dtype, suffix));
+            assert_eq!(kind.bytes(), dtype.size_in_bytes());
+        }
+        assert_eq!(Kind::of(DType::U8), None);
+    }
+
+    #[test]
+    fn loops_get_no_more_blocks_than_run_at_once() {
+        assert_eq!(Grid::strided(1, SM).blocks, [1, 1, 1]);
+        assert_eq!(Grid::strided(2000, SM).blocks, [8, 1, 1]);
+        assert_eq!(Grid::strided(1 << 30, SM).blocks, [8 * SM, 1, 1]);
+        assert_eq!(Grid::rows(4097).blocks, [1025, 1, 1]);
+    }
+
+    #[test]
     fn a_convolutions_words_follow_its_window() {
         let window = Sampling::DOUBLE.window([2, 32, 24, 640], 3, true);
         let shape = ProductShape {
