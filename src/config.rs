@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub use device::{DeviceChoice, DtypeChoice};
+pub use device::{CudaKernels, DeviceChoice, DtypeChoice};
 pub use secret::Secret;
 
 /// What `Version:` says in the infotext.
@@ -58,6 +58,8 @@ pub mod env {
     pub const DEVICE: &str = "SDGEN_DEVICE";
     /// `device.dtype`.
     pub const DTYPE: &str = "SDGEN_DTYPE";
+    /// `device.cuda_kernels`.
+    pub const CUDA_KERNELS: &str = "SDGEN_CUDA_KERNELS";
     /// `model.checkpoint`.
     pub const CHECKPOINT: &str = "SDGEN_CHECKPOINT";
     /// `model.vae`.
@@ -207,6 +209,8 @@ pub struct DeviceSettings {
     pub dtype: DtypeChoice,
     /// Memory that a block of the VAE may take in one piece, MiB; a larger picture is decoded in strips.
     pub vae_memory_mib: usize,
+    /// `auto` (whichever is measured to be faster), `own` or `library`: whose kernels run on CUDA where NVIDIA has one too.
+    pub cuda_kernels: CudaKernels,
 }
 
 impl Default for DeviceSettings {
@@ -215,6 +219,7 @@ impl Default for DeviceSettings {
             device: DeviceChoice::default(),
             dtype: DtypeChoice::default(),
             vae_memory_mib: 8192,
+            cuda_kernels: CudaKernels::default(),
         }
     }
 }

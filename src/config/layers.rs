@@ -142,6 +142,7 @@ const ENVIRONMENT: &[(&str, &str, Kind)] = &[
     (env::MODELS_DIR, "paths.models_dir", Kind::Text),
     (env::DEVICE, "device.device", Kind::Text),
     (env::DTYPE, "device.dtype", Kind::Text),
+    (env::CUDA_KERNELS, "device.cuda_kernels", Kind::Text),
     (env::CHECKPOINT, "model.checkpoint", Kind::Text),
     (env::VAE, "model.vae", Kind::Text),
     (env::LOG, "log.level", Kind::Text),

@@ -8,11 +8,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::cpu::Isa;
-use super::cpu::gemm::Window;
 use super::cpu::math::Activation;
 use super::cpu::packed::{Columns, Packed};
-use super::rewrite::{Origin, Weight};
+use super::cuda::{self, Epilogue, Second};
+use super::rewrite::Origin;
+use super::weight::Weight;
+use super::window::Sampling;
 use super::{kernels, reference};
 
 /// Where and in which type a model computes; shared by its layers.
@@ -41,7 +42,7 @@ impl Placement {
         Tensor::from_slice(values, shape, &self.device)?.to_dtype(self.dtype)
     }
 
-    fn is_cpu(&self) -> bool {
+    pub(super) fn is_cpu(&self) -> bool {
         self.device.is_cpu() && self.dtype == DType::F32
     }
 }
@@ -80,17 +81,7 @@ impl Linear {
         } else {
             Columns::Plain
         };
-        let weight = if place.is_cpu() {
-            Weight::Packed {
-                weight: Packed::new(Isa::chosen(), weight, outputs, columns, |k| k),
-                bias: bias.map(<[f32]>::to_vec),
-            }
-        } else {
-            Weight::Tensors {
-                weight: place.tensor(weight, &[outputs, weight.len() / outputs.max(1)])?,
-                bias: bias.map(|b| place.tensor(b, &[outputs])).transpose()?,
-            }
-        };
+        let weight = Weight::new(place, weight, outputs, bias, columns, |k| k)?;
         let origins = Vec::new();
         Ok(Self {
             weight,
@@ -104,12 +95,7 @@ impl Linear {
     /// # Errors
     /// On a shape that does not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        match &self.weight {
-            Weight::Packed { weight, bias } => {
-                x.apply_op1_no_bwd(&self.op(weight, bias.as_deref()))
-            }
-            Weight::Tensors { weight, bias } => self.composed(x, weight, bias.as_ref()),
-        }
+        self.run(x, None)
     }
 
     /// [`Self::forward`] plus `residual`.
@@ -117,11 +103,27 @@ impl Linear {
     /// # Errors
     /// On a shape that does not fit.
     pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        match &self.weight {
-            Weight::Packed { weight, bias } => {
+        self.run(x, Some(residual))
+    }
+
+    fn run(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
+        match (&self.weight, residual) {
+            (Weight::Packed { weight, bias }, None) => {
+                x.apply_op1_no_bwd(&self.op(weight, bias.as_deref()))
+            }
+            (Weight::Packed { weight, bias }, Some(residual)) => {
                 x.apply_op2_no_bwd(residual, &self.op(weight, bias.as_deref()))
             }
-            Weight::Tensors { weight, bias } => self.composed(x, weight, bias.as_ref())? + residual,
+            (Weight::Tensors { weight, bias, .. }, _) => {
+                let epilogue = Epilogue {
+                    bias: bias.as_ref(),
+                    then: self.then,
+                    slopes: None,
+                    second: residual.map_or(Second::None, Second::Residual),
+                };
+                cuda::linear(x, weight, &epilogue)
+                    .unwrap_or_else(|| self.composed(x, weight, bias.as_ref(), residual))
+            }
         }
     }
 
@@ -143,52 +145,20 @@ impl Linear {
         }
     }
 
-    fn composed(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    fn composed(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor> {
         let y = reference::linear(x, weight, bias)?;
-        match self.then {
-            Then::Activate(activation) => reference::activate(&y, activation),
-            Then::Geglu => reference::geglu(&y),
-        }
+        let y = match self.then {
+            Then::Activate(activation) => reference::activate(&y, activation)?,
+            Then::Geglu => reference::geglu_pairs(&y)?,
+        };
+        residual.map_or(Ok(y.clone()), |residual| y + residual)
     }
-}
-
-/// How a convolution's window moves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Sampling {
-    /// Step in pixels.
-    pub stride: usize,
-    /// Padding above and left.
-    pub pad: usize,
-    /// Padding below and right.
-    pub pad_after: usize,
-    /// Nearest-neighbour enlargement before the window, folded into the read.
-    pub upsample: usize,
-}
-
-impl Sampling {
-    /// Same size out as in, for a kernel of 3.
-    pub const SAME: Self = Self {
-        stride: 1,
-        pad: 1,
-        pad_after: 1,
-        upsample: 1,
-    };
-    /// Half the size, the UNet's way.
-    pub const HALVE: Self = Self {
-        stride: 2,
-        ..Self::SAME
-    };
-    /// Half the size, the VAE encoder's way: padding below and right only.
-    pub const HALVE_VAE: Self = Self {
-        stride: 2,
-        pad: 0,
-        ..Self::SAME
-    };
-    /// Twice the size.
-    pub const DOUBLE: Self = Self {
-        upsample: 2,
-        ..Self::SAME
-    };
 }
 
 /// A 2-D convolution with a square kernel.
@@ -217,18 +187,8 @@ impl Conv2d {
         sampling: Sampling,
     ) -> Result<Self> {
         let taps = kernel * kernel;
-        let weight = if place.is_cpu() {
-            let index = Self::tap_major(inputs, taps);
-            Weight::Packed {
-                weight: Packed::new(Isa::chosen(), weight, outputs, Columns::Plain, index),
-                bias: bias.map(<[f32]>::to_vec),
-            }
-        } else {
-            Weight::Tensors {
-                weight: place.tensor(weight, &[outputs, inputs, kernel, kernel])?,
-                bias: bias.map(|b| place.tensor(b, &[outputs])).transpose()?,
-            }
-        };
+        let index = Self::tap_major(inputs, taps);
+        let weight = Weight::new(place, weight, outputs, bias, Columns::Plain, index)?;
         Ok(Self {
             weight,
             kernel,
@@ -262,17 +222,7 @@ impl Conv2d {
     /// # Errors
     /// On a shape that does not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        match &self.weight {
-            Weight::Packed { weight, bias } => x.apply_op1_no_bwd(&self.op(
-                x.dims4()?,
-                weight,
-                bias.as_deref(),
-                kernels::Second::Residual,
-            )?),
-            Weight::Tensors { weight, bias } => {
-                self.activated(&self.composed(x, weight, bias.as_ref())?)
-            }
-        }
+        self.run(x, Second::None)
     }
 
     /// [`Self::forward`] plus `residual`, of the output's shape.
@@ -280,20 +230,7 @@ impl Conv2d {
     /// # Errors
     /// On a shape that does not fit.
     pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        match &self.weight {
-            Weight::Packed { weight, bias } => x.apply_op2_no_bwd(
-                residual,
-                &self.op(
-                    x.dims4()?,
-                    weight,
-                    bias.as_deref(),
-                    kernels::Second::Residual,
-                )?,
-            ),
-            Weight::Tensors { weight, bias } => {
-                self.activated(&self.composed(x, weight, bias.as_ref())?)? + residual
-            }
-        }
+        self.run(x, Second::Residual(residual))
     }
 
     /// [`Self::forward`] with `per_image` `[batch, outputs]` added to every pixel before the activation.
@@ -301,19 +238,58 @@ impl Conv2d {
     /// # Errors
     /// On a shape that does not fit.
     pub fn forward_shifted(&self, x: &Tensor, per_image: &Tensor) -> Result<Tensor> {
-        match &self.weight {
-            Weight::Packed { weight, bias } => x.apply_op2_no_bwd(
-                per_image,
-                &self.op(
-                    x.dims4()?,
-                    weight,
-                    bias.as_deref(),
-                    kernels::Second::PerImage,
-                )?,
-            ),
-            Weight::Tensors { weight, bias } => {
-                let shift = per_image.unsqueeze(1)?.unsqueeze(1)?;
-                let y = self.composed(x, weight, bias.as_ref())?;
+        self.run(x, Second::PerImage(per_image))
+    }
+
+    fn run(&self, x: &Tensor, second: Second<'_>) -> Result<Tensor> {
+        let Weight::Packed { weight, bias } = &self.weight else {
+            return self.run_tensors(&[x], second);
+        };
+        let (kind, tensor) = match second {
+            Second::None => (kernels::Second::Residual, None),
+            Second::Residual(tensor) => (kernels::Second::Residual, Some(tensor)),
+            Second::PerImage(tensor) => (kernels::Second::PerImage, Some(tensor)),
+        };
+        let op = self.op(x.dims4()?, weight, bias.as_deref(), kind)?;
+        match tensor {
+            None => x.apply_op1_no_bwd(&op),
+            Some(tensor) => x.apply_op2_no_bwd(tensor, &op),
+        }
+    }
+
+    /// Over pictures with their channels side by side, by candle's tensors.
+    pub(super) fn run_tensors(&self, parts: &[&Tensor], second: Second<'_>) -> Result<Tensor> {
+        let Weight::Tensors { weight, bias, .. } = &self.weight else {
+            candle_core::bail!("conv2d: a packed weight is not for tensors")
+        };
+        let epilogue = Epilogue {
+            bias: bias.as_ref(),
+            then: Then::Activate(self.activation),
+            slopes: self.slopes.as_ref().map(|(_, tensor)| tensor),
+            second,
+        };
+        let sampling = self.sampling;
+        let circular = self.circular.load(Ordering::Relaxed);
+        let window = |shape| sampling.window(shape, self.kernel, circular);
+        if let Some(y) = cuda::conv2d(parts, weight, &epilogue, window) {
+            return y;
+        }
+        let x = match parts {
+            [x] => (*x).clone(),
+            parts => Tensor::cat(parts, candle_core::D::Minus1)?.contiguous()?,
+        };
+        // Back to the checkpoint's order, which candle's convolution takes.
+        let (outputs, k) = (weight.dim(0)?, self.kernel);
+        let weight = weight
+            .reshape((outputs, k, k, ()))?
+            .permute((0, 3, 1, 2))?
+            .contiguous()?;
+        let y = reference::conv2d(&x, &weight, bias.as_ref(), sampling, circular)?;
+        match second {
+            Second::None => self.activated(&y),
+            Second::Residual(residual) => self.activated(&y)? + residual,
+            Second::PerImage(shift) => {
+                let shift = shift.unsqueeze(1)?.unsqueeze(1)?;
                 self.activated(&y.broadcast_add(&shift)?)
             }
         }
@@ -338,23 +314,10 @@ impl Conv2d {
                 weight.inputs() / (self.kernel * self.kernel)
             );
         }
-        let s = self.sampling;
-        let reach = |len: usize| {
-            (len * s.upsample + s.pad + s.pad_after).saturating_sub(self.kernel) / s.stride + 1
-        };
-        let window = Window {
-            batch,
-            height,
-            width,
-            channels,
-            out_height: reach(height),
-            out_width: reach(width),
-            kernel: self.kernel,
-            stride: s.stride,
-            pad: s.pad,
-            upsample: s.upsample,
-            circular: self.circular.load(Ordering::Relaxed),
-        };
+        let circular = self.circular.load(Ordering::Relaxed);
+        let window = self
+            .sampling
+            .window([batch, height, width, channels], self.kernel, circular);
         Ok(kernels::Conv2d {
             weight,
             bias,
@@ -363,21 +326,6 @@ impl Conv2d {
             slopes: self.slopes.as_ref().map(|(values, _)| values.as_slice()),
             second,
         })
-    }
-
-    pub(super) fn composed(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        bias: Option<&Tensor>,
-    ) -> Result<Tensor> {
-        reference::conv2d(
-            x,
-            weight,
-            bias,
-            self.sampling,
-            self.circular.load(Ordering::Relaxed),
-        )
     }
 }
 
@@ -428,6 +376,9 @@ impl GroupNorm {
                 silu: self.silu,
             };
             return x.apply_op3_no_bwd(&self.weight, &self.bias, &op);
+        }
+        if let Some(y) = cuda::group_norm(x, self) {
+            return y;
         }
         let y = reference::group_norm(
             x,
@@ -483,6 +434,9 @@ impl LayerNorm {
                 &kernels::LayerNorm { eps: Self::EPS },
             );
         }
+        if let Some(y) = cuda::layer_norm(x, &self.weight, &self.bias, Self::EPS) {
+            return y;
+        }
         candle_nn::ops::layer_norm(x, &self.weight, &self.bias, Self::EPS)
     }
 }
@@ -494,6 +448,9 @@ impl LayerNorm {
 pub fn concat_channels(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if a.device().is_cpu() && a.dtype() == DType::F32 {
         return a.apply_op2_no_bwd(b, &kernels::Concat);
+    }
+    if let Some(y) = cuda::concat_channels(a, b) {
+        return y;
     }
     Tensor::cat(&[a, b], candle_core::D::Minus1)?.contiguous()
 }
