@@ -1,0 +1,11 @@
+//! The CUDA kernels without a GPU: every entry point of `kernels/README.md` run by the emulation of `kernels/emulate/` and compared
+//! with the CPU's layers (`sdgen::nn`) or a formula in `f64`, on ragged shapes.
+//!
+//! What this proves: indexing, tails, barriers, the use of the matrix instructions' layouts, rounding. What it cannot: speed, and
+//! the instructions themselves (`common.cuh`, between the EMULATION marks), which the GPU's own run checks.
+
+#[path = "support/emulation.rs"]
+mod emulation;
+
+#[path = "kernels/norm.rs"]
+mod norm;
