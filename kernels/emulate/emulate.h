@@ -16,6 +16,7 @@
 
 #include <type_traits>
 
+using std::isfinite;
 using std::signbit;
 
 #define __global__
