@@ -7,5 +7,17 @@
 #[path = "support/emulation.rs"]
 mod emulation;
 
+#[path = "kernels/attention.rs"]
+mod attention;
+#[path = "kernels/e4m3.rs"]
+mod e4m3;
+#[path = "kernels/elementwise.rs"]
+mod elementwise;
+#[path = "kernels/formulas.rs"]
+mod formulas;
+#[path = "kernels/gemm.rs"]
+mod gemm;
 #[path = "kernels/norm.rs"]
 mod norm;
+#[path = "kernels/sampler.rs"]
+mod sampler;

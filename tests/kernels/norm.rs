@@ -3,6 +3,7 @@
 use candle_core::{Device, Tensor};
 use sdgen::nn::{GroupNorm, GroupStatistics, LayerNorm, Placement};
 
+use crate::e4m3;
 use crate::emulation::{Arg, Grid, Type, compare, compare_within, launch, noise};
 
 const EPS: f32 = 1e-5;
@@ -48,9 +49,7 @@ fn group_norm(x: &[f32], weight: &[f32], bias: &[f32], case: Case, silu: bool) -
     let mut out = vec![0f32; x.len()];
     for image in 0..case.batch {
         for group in 0..case.groups {
-            let at = move |i: usize| {
-                (image * case.pixels + i / size) * c + group * size + i % size
-            };
+            let at = move |i: usize| (image * case.pixels + i / size) * c + group * size + i % size;
             let n = case.pixels * size;
             let mean = (0..n).map(|i| f64::from(x[at(i)])).sum::<f64>() / n as f64;
             let variance = (0..n)
@@ -130,7 +129,12 @@ fn check_group_norm(t: Type, case: Case, silu: bool) {
     let name = format!("group_norm_{suffix} [{batch}, {pixels}, {c}] / {groups}, mean {mean}");
     // Statistics in f32 of values around `mean` cannot be better than its last place.
     let rounding = f64::from(mean.abs() * f32::EPSILON);
-    compare_within(&name, t.tolerance() + 2.0 * rounding, &t.decode(&applied[5]), &want);
+    compare_within(
+        &name,
+        t.tolerance() + 2.0 * rounding,
+        &t.decode(&applied[5]),
+        &want,
+    );
     if groups == 32 {
         let shape = [batch, pixels, c];
         let layer = GroupNorm::new(&Placement::cpu(), &weight, &bias, EPS).unwrap();
@@ -275,13 +279,34 @@ fn add_strip(t: Type, x: &[f32], origin: &[f32], sums: Vec<u8>) -> Vec<u8> {
     .swap_remove(1)
 }
 
+/// Layer norm of rows by its formula in `f64`.
+fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
+    let n = weight.len() as f64;
+    let row = |row: &[f32]| {
+        let mean = row.iter().map(|x| f64::from(*x)).sum::<f64>() / n;
+        let squares = row.iter().map(|x| (f64::from(*x) - mean).powi(2));
+        let scale = 1.0 / (squares.sum::<f64>() / n + f64::from(EPS)).sqrt();
+        let affine = row.iter().zip(weight).zip(bias);
+        affine
+            .map(|((x, w), b)| {
+                ((f64::from(*x) - mean) * scale * f64::from(*w) + f64::from(*b)) as f32
+            })
+            .collect::<Vec<_>>()
+    };
+    x.chunks_exact(weight.len()).flat_map(row).collect()
+}
+
+/// A row of residual stream: wide, and off centre.
+fn stream(t: Type, count: usize) -> Vec<f32> {
+    let x = noise(1, count);
+    t.round(&x.iter().map(|x| 3.0 * x + 5.0).collect::<Vec<_>>())
+}
+
 #[test]
 fn layer_norm_is_that_of_the_cpu() {
     for t in Type::ALL {
         for (rows, channels) in [(77, 320), (3, 1280), (5, 2048), (1, 4), (9, 5), (2, 321)] {
-            // Off centre, as a residual stream is.
-            let x = noise(1, rows * channels);
-            let x = t.round(&x.iter().map(|x| 3.0 * x + 5.0).collect::<Vec<_>>());
+            let x = stream(t, rows * channels);
             let weight = t.round(&noise(2, channels));
             let bias = t.round(&noise(3, channels));
             let out = launch(
@@ -298,14 +323,60 @@ fn layer_norm_is_that_of_the_cpu() {
                     Arg::Float(EPS),
                 ],
             );
-            let layer = LayerNorm::new(&Placement::cpu(), &weight, &bias).unwrap();
-            let want = to_host(&layer.forward(&tensor(&x, &[rows, channels])).unwrap());
-            compare(
-                &format!("layer_norm_{} [{rows}, {channels}]", t.suffix()),
-                t,
-                &t.decode(&out[3]),
-                &want,
+            let name = format!("layer_norm_{} [{rows}, {channels}]", t.suffix());
+            let got = t.decode(&out[3]);
+            compare(&name, t, &got, &layer_norm(&x, &weight, &bias));
+            // The CPU's takes its padding out of the variance again, which costs short rows far from zero their last digits.
+            if channels % 16 == 0 {
+                let layer = LayerNorm::new(&Placement::cpu(), &weight, &bias).unwrap();
+                let want = to_host(&layer.forward(&tensor(&x, &[rows, channels])).unwrap());
+                compare(&format!("{name}, as the CPU's layer"), t, &got, &want);
+            }
+        }
+    }
+}
+
+#[test]
+fn layer_norm_to_e4m3_is_layer_norm_rounded() {
+    for t in Type::ALL {
+        for (rows, channels) in [(6, 320), (3, 2048), (9, 5), (2, 321)] {
+            let x = stream(t, rows * channels);
+            let weight = t.round(&noise(2, channels));
+            let bias = t.round(&noise(3, channels));
+            let out = launch(
+                "norm",
+                &format!("layer_norm_fp8_{}", t.suffix()),
+                Grid::new([rows.div_ceil(4), 1, 1], 128, 0),
+                &[
+                    Arg::values(t, &x),
+                    Arg::values(t, &weight),
+                    Arg::values(t, &bias),
+                    Arg::room(rows * channels),
+                    Arg::room(rows * 4),
+                    Arg::Int(rows),
+                    Arg::Int(channels),
+                    Arg::Float(EPS),
+                ],
             );
+            let want = layer_norm(&x, &weight, &bias);
+            let name = format!("layer_norm_fp8_{} [{rows}, {channels}]", t.suffix());
+            let scales = Type::F32.decode(&out[4]);
+            let largest = |row: &[f32]| row.iter().fold(0f32, |m, v| m.max(v.abs()));
+            let wanted: Vec<f32> = want
+                .chunks_exact(channels)
+                .map(|row| largest(row) / 448.0)
+                .collect();
+            compare_within(&format!("{name} scales"), 1e-5, &scales, &wanted);
+            for (i, (code, want)) in out[3].iter().zip(&want).enumerate() {
+                let scale = scales[i / channels];
+                let got = e4m3::value(*code) * scale;
+                // Half a step: a sixteenth of the value, or 2^-10 where steps no longer shrink; and the norm's own rounding.
+                let allowed = want.abs() / 16.0 + scale / 1024.0 + 1e-5;
+                assert!(
+                    (got - want).abs() <= allowed,
+                    "{name} at [{i}]: {got} for {want}"
+                );
+            }
         }
     }
 }
