@@ -20,7 +20,7 @@ __device__ inline unsigned char e4m3_by_arithmetic(float x) {
     // Below 2^-6 the steps are 2^-9; above, 8 steps to each power of two. `rintf` rounds ties to even.
     int exponent = 0;
     frexpf(magnitude, &exponent);
-    exponent = max(exponent - 1, -6);
+    exponent = magnitude > 0.0f ? max(exponent - 1, -6) : -6;
     const int steps = static_cast<int>(rintf(ldexpf(magnitude, 3 - exponent)));  // 8..16, or 0..8 at the lowest exponent
     // Sixteen steps carry into the exponent by themselves: the fields are added, not joined.
     return sign | static_cast<unsigned>((exponent + 6) * 8 + steps);

@@ -1,9 +1,15 @@
 // The machine behind emulate.h: fibers, barriers, warp exchange, asynchronous copies, matrix products.
 #include "emulate.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <numeric>
 #include <vector>
+
+#if !defined(__x86_64__)
+#include <ucontext.h>
+#endif
 
 #include "launch.h"
 
@@ -16,7 +22,7 @@ unsigned char* shared_memory;
 namespace {
 
 constexpr int LANES = 32;
-constexpr size_t STACK = 256 << 10;
+constexpr size_t STACK = 64 << 10;
 
 // ------------------------------------------------------------------------------------------------------------- fibers
 
@@ -57,7 +63,6 @@ void prepare(Context& context, unsigned char* stack, void (*begin)()) {
 }
 void go(Context& from, Context& to) { emulation_switch(&from.stack, to.stack); }
 #else
-#include <ucontext.h>
 // Elsewhere the C library's, which asks the kernel at every switch.
 struct Context {
     ucontext_t context;
@@ -106,7 +111,6 @@ struct Thread {
 
 std::vector<Thread> threads;
 std::vector<Warp> warps;
-std::vector<unsigned char> stacks;
 Context scheduler;
 Thread* current = nullptr;
 std::function<void()> kernel;
@@ -189,8 +193,9 @@ void launch(const Launch& how, std::function<void()> body) {
     kernel = std::move(body);
     shared_memory = how.shared;
     shared_bytes = how.shared_bytes;
-    stacks.resize(how.threads * STACK + 16);
-    auto aligned = reinterpret_cast<unsigned char*>((reinterpret_cast<uintptr_t>(stacks.data()) + 15) / 16 * 16);
+    // Pages that no thread reaches are never made.
+    void* stacks = mmap(nullptr, how.threads * STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (stacks == MAP_FAILED) fail("no memory for the threads' stacks");
     const long blocks = static_cast<long>(how.grid.x) * how.grid.y * how.grid.z;
     for (long b = 0; b < blocks; ++b) {
         const long index = how.order == Order::FORWARD ? b : blocks - 1 - b;
@@ -208,7 +213,7 @@ void launch(const Launch& how, std::function<void()> body) {
             thread.warp = &warps[t / LANES];
             thread.lane = t % LANES;
             ++thread.warp->lanes;
-            prepare(thread.context, aligned + t * STACK, begin_thread);
+            prepare(thread.context, static_cast<unsigned char*>(stacks) + t * STACK, begin_thread);
         }
         run_block(thread_order(how.order, how.threads, static_cast<unsigned>(index)));
     }
