@@ -64,6 +64,19 @@ __device__ void geglu(const T* x, T* out, size_t rows, int channels) {
     }
 }
 
+// Alternating values and gates [count][2], as a library's product leaves them when the weight's rows are laid out for gemm.cu, to [count].
+template <int N, typename T>
+__device__ void geglu_pairs(const T* x, T* out, size_t count) {
+    for (size_t i = first_index() * N; i < count; i += index_stride() * N) {
+        const int valid = static_cast<int>(count - i < N ? count - i : N);
+        float pairs[2 * N], v[N];
+        load_tail<2 * N>(x + 2 * i, valid == N, 2 * valid, pairs);
+#pragma unroll
+        for (int j = 0; j < N; ++j) v[j] = pairs[2 * j] * gelu(pairs[2 * j + 1]);
+        store_tail<N>(out + i, valid == N, valid, v);
+    }
+}
+
 template <typename T>
 struct Epilogue {
     const T* bias;
@@ -135,6 +148,7 @@ __device__ void upsample_nearest(const T* x, T* out, int batch, int height, int 
         map(a, b, out, count, [](float v, float w) { return v + w; });                                                                        \
     }                                                                                                                                         \
     KERNEL(THREADS) geglu_##T(const T* x, T* out, long long rows, int channels) { IN_VECTORS(T, channels, geglu, x, out, rows, channels) }     \
+    KERNEL(THREADS) geglu_pairs_##T(const T* x, T* out, long long count) { geglu_pairs<LANE_VALUES<T> / 2>(x, out, count); }                   \
     KERNEL(THREADS) finish_##T(const T* x, const T* bias, const T* shift, const T* slopes, const T* residual, T* out, long long rows,         \
                                int channels, int rows_per_image, int activation) {                                                            \
         const Epilogue<T> epilogue{bias, shift, slopes, residual, rows_per_image, activation};                                                \

@@ -402,7 +402,7 @@ __device__ void layer_norm_fp8(const T* x, const T* weight, const T* bias, unsig
 }
 
 #define LAYER_NORM(T)                                                                                                                     \
-    KERNEL(ROWS* WARP) layer_norm_##T(const T* x, const T* weight, const T* bias, T* out, int rows, int channels, float eps) {            \
+    KERNEL(ROWS* WARP, 4) layer_norm_##T(const T* x, const T* weight, const T* bias, T* out, int rows, int channels, float eps) {            \
         if (channels % LANE_VALUES<T> == 0) {                                                                                             \
             layer_norm<LANE_VALUES<T>>(x, weight, bias, out, rows, channels, eps);                                                        \
         } else {                                                                                                                          \

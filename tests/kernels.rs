@@ -4,6 +4,8 @@
 //! What this proves: indexing, tails, barriers, the use of the matrix instructions' layouts, rounding. What it cannot: speed, and
 //! the instructions themselves (`common.cuh`, between the EMULATION marks), which the GPU's own run checks.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "support/emulation.rs"]
 mod emulation;
 

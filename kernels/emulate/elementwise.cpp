@@ -8,6 +8,7 @@ int main() {
         ENTRIES(activate)
         ENTRIES(add)
         ENTRIES(geglu)
+        ENTRIES(geglu_pairs)
         ENTRIES(finish)
         ENTRIES(upsample_nearest)
         ENTRY(cast_bf16_f16)

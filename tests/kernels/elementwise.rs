@@ -131,6 +131,30 @@ fn values_are_gated() {
 }
 
 #[test]
+fn alternating_values_are_gated() {
+    for t in Type::ALL {
+        for count in COUNTS {
+            let x = inputs(t, 1, 2 * count, 4.0);
+            let args = [
+                Arg::values(t, &x),
+                Arg::room(count * t.size()),
+                Arg::Long(count),
+            ];
+            let want: Vec<f32> = x
+                .chunks_exact(2)
+                .map(|pair| (f64::from(pair[0]) * gelu(f64::from(pair[1]))) as f32)
+                .collect();
+            compare(
+                &format!("geglu_pairs_{} {count}", t.suffix()),
+                t,
+                &run(t, "geglu_pairs", &args, 1),
+                &want,
+            );
+        }
+    }
+}
+
+#[test]
 fn an_epilogue_goes_in_its_order() {
     for t in Type::ALL {
         for (images, rows, channels) in [(2, 9, 64), (3, 5, 13)] {
