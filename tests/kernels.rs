@@ -15,6 +15,8 @@ mod attention;
 mod e4m3;
 #[path = "kernels/elementwise.rs"]
 mod elementwise;
+#[path = "kernels/faults.rs"]
+mod faults;
 #[path = "kernels/formulas.rs"]
 mod formulas;
 #[path = "kernels/gemm.rs"]

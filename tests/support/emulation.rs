@@ -275,10 +275,9 @@ fn compile(file: &str) -> PathBuf {
         emulate.join("emulate.h"),
         emulate.join("launch.h"),
     ];
-    for path in sources.iter().chain(&read) {
-        fs::read(path)
-            .unwrap_or_else(|e| panic!("{}: {e}", path.display()))
-            .hash(&mut hasher);
+    // The faults of `faults.cpp` have no kernels to read.
+    for path in sources.iter().chain(&read).filter(|path| path.exists()) {
+        fs::read(path).unwrap().hash(&mut hasher);
     }
     let room = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
     fs::create_dir_all(&room).unwrap();
