@@ -119,6 +119,10 @@ pub struct Server {
     pub subpath: Option<String>,
     /// Largest request body, MiB.
     pub body_limit_mib: u64,
+    /// Memory for request bodies at once, MiB; beyond it large requests wait before they are read.
+    pub body_memory_mib: u64,
+    /// Seconds a connection may idle, and a request's head may take.
+    pub keep_alive_s: u64,
     /// Jobs that may wait; beyond it requests wait for a place.
     pub queue_limit: usize,
     /// Jobs of `/v1/jobs` that may wait; beyond it they are answered 429.
@@ -150,6 +154,8 @@ impl Default for Server {
             cors_allow_origins_regex: None,
             subpath: None,
             body_limit_mib: 256,
+            body_memory_mib: 1024,
+            keep_alive_s: 30,
             queue_limit: 256,
             jobs_limit: 1000,
             jobs_kept: 10_000,
