@@ -398,8 +398,8 @@ __device__ void plain_gemm(const Operands<f32>& o, const GemmShape& shape) {
 #define GEMM_16_BIT(T)                                                                                                                      \
     KERNEL(256, 2) linear_128x128_##T(PARAMETERS(T)) { tensor_gemm<128, 128, 2, MatrixRows<T>>(OPERANDS(T), shape); }                       \
     KERNEL(256, 2) conv_128x128_##T(PARAMETERS(T)) { tensor_gemm<128, 128, 2, WindowRows<T>>(OPERANDS(T), shape); }                         \
-    KERNEL(128) linear_64x64_##T(PARAMETERS(T)) { tensor_gemm<64, 64, 2, MatrixRows<T>>(OPERANDS(T), shape); }                              \
-    KERNEL(128) conv_64x64_##T(PARAMETERS(T)) { tensor_gemm<64, 64, 2, WindowRows<T>>(OPERANDS(T), shape); }
+    KERNEL(128, 4) linear_64x64_##T(PARAMETERS(T)) { tensor_gemm<64, 64, 2, MatrixRows<T>>(OPERANDS(T), shape); }                              \
+    KERNEL(128, 4) conv_64x64_##T(PARAMETERS(T)) { tensor_gemm<64, 64, 2, WindowRows<T>>(OPERANDS(T), shape); }
 FOR_16_BIT(GEMM_16_BIT)
 
 KERNEL(256) linear_64x64_f32(PARAMETERS(f32)) { plain_gemm<MatrixRows<f32>>(OPERANDS(f32), shape); }

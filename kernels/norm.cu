@@ -218,7 +218,7 @@ __device__ void group_norm(Picture<T> picture, const T* weight, const T* bias, T
 
 // A picture whose channels do not come in whole vectors is read value by value.
 #define GROUP_NORM(T)                                                                                                                     \
-    KERNEL(THREADS) group_norm_statistics_##T(const T* x, const T* x2, float2* partials, int pixels, int channels, int channels2,        \
+    KERNEL(THREADS, 3) group_norm_statistics_##T(const T* x, const T* x2, float2* partials, int pixels, int channels, int channels2,        \
                                               int groups) {                                                                               \
         DYNAMIC_SHARED(memory);                                                                                                           \
         float* sums = reinterpret_cast<float*>(memory);                                                                                   \
