@@ -206,12 +206,7 @@ impl Pipeline {
                 observer.preview(sheet);
             }
         });
-        let model = self.model(pass.model);
-        let latents = if model.keeps_latents_on_device(plan.sampler) {
-            DeviceLatents::send(&start.latents, &model.place.device)
-        } else {
-            start.latents
-        };
+        let latents = self.model(pass.model).placed(start.latents, plan.sampler);
         let result = sample(
             plan,
             &mut denoiser,
@@ -249,11 +244,16 @@ impl Pipeline {
         Ok(outcome)
     }
 
-    /// Whether the steps of a run leave the latents where the UNet is.
-    fn keeps_latents_on_device(&self, sampler: Sampler) -> bool {
+    /// Latents where the steps of a run leave them: with the UNet, or on the host.
+    fn placed(&self, latents: Latents, sampler: Sampler) -> Latents {
         // Its step size depends on the values: it would fetch them every step, and must hear at once of values that are no numbers.
         let looks_at_values = sampler == Sampler::DpmAdaptive;
-        (self.load_options.latents_on_device || self.place.device.is_cuda()) && !looks_at_values
+        let device = &self.place.device;
+        if (self.load_options.latents_on_device || device.is_cuda()) && !looks_at_values {
+            DeviceLatents::send(&latents, device)
+        } else {
+            latents
+        }
     }
 
     /// The models of a pass, with its prompts.
