@@ -1,7 +1,7 @@
 //! Layers: weights in the form their device computes with, and `forward` as one fused operation.
 //!
 //! Activations are channels-last, `[batch, height, width, channels]` or `[batch, tokens, channels]`. On the CPU weights
-//! are packed at load; on other devices they stay tensors and `super::reference` composes the operation.
+//! are packed at load, in `f32` or `bf16`; on other devices they stay tensors and `super::reference` composes the operation.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::cpu::Isa;
-use super::cpu::gemm::Window;
 use super::cpu::math::Activation;
-use super::cpu::packed::{Columns, Packed};
+use super::cpu::packed::{Columns, Layout, Packed, Precision};
+use super::cpu::rows::Window;
 use super::rewrite::{Origin, Weight};
+use super::window::Sampling;
 use super::{kernels, reference};
 
 /// Where and in which type a model computes; shared by its layers.
@@ -41,8 +42,30 @@ impl Placement {
         Tensor::from_slice(values, shape, &self.device)?.to_dtype(self.dtype)
     }
 
-    fn is_cpu(&self) -> bool {
-        self.device.is_cpu() && self.dtype == DType::F32
+    /// A norm's weight: `f32` where the fused bodies read it, whatever the activations are.
+    fn norm_tensor(&self, values: &[f32]) -> Result<Tensor> {
+        let tensor = Tensor::from_slice(values, values.len(), &self.device)?;
+        if self.is_fused() {
+            return Ok(tensor);
+        }
+        tensor.to_dtype(self.dtype)
+    }
+
+    fn is_fused(&self) -> bool {
+        kernels::fuses(&self.device, self.dtype)
+    }
+
+    /// How a weight is packed whose factors lie side by side in runs of `run`.
+    fn layout(&self, columns: Columns, run: usize) -> Layout {
+        let precision = match self.dtype {
+            DType::BF16 => Precision::Bf16,
+            _ => Precision::F32,
+        };
+        Layout {
+            precision,
+            columns,
+            run,
+        }
     }
 }
 
@@ -80,9 +103,10 @@ impl Linear {
         } else {
             Columns::Plain
         };
-        let weight = if place.is_cpu() {
+        let weight = if place.is_fused() {
+            let layout = place.layout(columns, weight.len() / outputs.max(1));
             Weight::Packed {
-                weight: Packed::new(Isa::chosen(), weight, outputs, columns, |k| k),
+                weight: Packed::new(Isa::chosen(), weight, outputs, layout, |k| k),
                 bias: bias.map(<[f32]>::to_vec),
             }
         } else {
@@ -152,45 +176,6 @@ impl Linear {
     }
 }
 
-/// How a convolution's window moves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Sampling {
-    /// Step in pixels.
-    pub stride: usize,
-    /// Padding above and left.
-    pub pad: usize,
-    /// Padding below and right.
-    pub pad_after: usize,
-    /// Nearest-neighbour enlargement before the window, folded into the read.
-    pub upsample: usize,
-}
-
-impl Sampling {
-    /// Same size out as in, for a kernel of 3.
-    pub const SAME: Self = Self {
-        stride: 1,
-        pad: 1,
-        pad_after: 1,
-        upsample: 1,
-    };
-    /// Half the size, the UNet's way.
-    pub const HALVE: Self = Self {
-        stride: 2,
-        ..Self::SAME
-    };
-    /// Half the size, the VAE encoder's way: padding below and right only.
-    pub const HALVE_VAE: Self = Self {
-        stride: 2,
-        pad: 0,
-        ..Self::SAME
-    };
-    /// Twice the size.
-    pub const DOUBLE: Self = Self {
-        upsample: 2,
-        ..Self::SAME
-    };
-}
-
 /// A 2-D convolution with a square kernel.
 #[derive(Debug, Clone)]
 pub struct Conv2d {
@@ -217,10 +202,11 @@ impl Conv2d {
         sampling: Sampling,
     ) -> Result<Self> {
         let taps = kernel * kernel;
-        let weight = if place.is_cpu() {
+        let weight = if place.is_fused() {
             let index = Self::tap_major(inputs, taps);
+            let layout = place.layout(Columns::Plain, inputs);
             Weight::Packed {
-                weight: Packed::new(Isa::chosen(), weight, outputs, Columns::Plain, index),
+                weight: Packed::new(Isa::chosen(), weight, outputs, layout, index),
                 bias: bias.map(<[f32]>::to_vec),
             }
         } else {
@@ -398,10 +384,9 @@ impl GroupNorm {
     /// # Errors
     /// When the device refuses the tensor.
     pub fn new(place: &Placement, weight: &[f32], bias: &[f32], eps: f32) -> Result<Self> {
-        let shape = [weight.len()];
         Ok(Self {
-            weight: place.tensor(weight, &shape)?,
-            bias: place.tensor(bias, &shape)?,
+            weight: place.norm_tensor(weight)?,
+            bias: place.norm_tensor(bias)?,
             groups: 32,
             eps,
             silu: false,
@@ -421,7 +406,7 @@ impl GroupNorm {
     /// # Errors
     /// On a shape that does not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if x.device().is_cpu() && x.dtype() == DType::F32 {
+        if kernels::fuses_on(x) {
             let op = kernels::GroupNorm {
                 groups: self.groups,
                 eps: self.eps,
@@ -463,10 +448,9 @@ impl LayerNorm {
     /// # Errors
     /// When the device refuses the tensor.
     pub fn new(place: &Placement, weight: &[f32], bias: &[f32]) -> Result<Self> {
-        let shape = [weight.len()];
         Ok(Self {
-            weight: place.tensor(weight, &shape)?,
-            bias: place.tensor(bias, &shape)?,
+            weight: place.norm_tensor(weight)?,
+            bias: place.norm_tensor(bias)?,
             origins: Vec::new(),
         })
     }
@@ -476,7 +460,7 @@ impl LayerNorm {
     /// # Errors
     /// On a shape that does not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if x.device().is_cpu() && x.dtype() == DType::F32 {
+        if kernels::fuses_on(x) {
             return x.apply_op3_no_bwd(
                 &self.weight,
                 &self.bias,
@@ -492,7 +476,7 @@ impl LayerNorm {
 /// # Errors
 /// On shapes that do not fit.
 pub fn concat_channels(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    if a.device().is_cpu() && a.dtype() == DType::F32 {
+    if kernels::fuses_on(a) {
         return a.apply_op2_no_bwd(b, &kernels::Concat);
     }
     Tensor::cat(&[a, b], candle_core::D::Minus1)?.contiguous()

@@ -14,16 +14,16 @@ mod product;
 mod reference;
 mod rewrite;
 mod sinusoidal;
+mod window;
 
 pub use attention::{Mask, cross_attention, self_attention};
 pub use cpu::math::Activation;
 pub use group_statistics::{GroupStatistics, MeasuredNorm};
-pub use layers::{
-    Conv2d, GroupNorm, LayerNorm, Linear, Placement, Sampling, Then, concat_channels,
-};
+pub use layers::{Conv2d, GroupNorm, LayerNorm, Linear, Placement, Then, concat_channels};
 pub use product::{product, transpose};
 pub use rewrite::{Origin, Rewrite};
 pub use sinusoidal::sinusoidal_embedding;
+pub use window::Sampling;
 
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,7 @@
 use candle_core::{D, Result, Tensor};
 
 use super::cpu::math::Activation;
-use super::layers::Sampling;
+use super::window::Sampling;
 
 /// `x wᵀ + b`, `w` being `[out, in]`.
 pub(super) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {

@@ -1,13 +1,18 @@
-//! The CPU bodies of the fused operations, on channels-last `f32` slices.
+//! The CPU bodies of the fused operations, on channels-last slices of `f32` or `bf16`.
 //!
-//! Each kernel is written once over `simd::Simd`; [`Isa`] is chosen once per process and runs it under the matching
-//! `target_feature`. Outputs do not depend on the number of threads: work is split over outputs, never over sums.
+//! Each kernel is written once over `simd::Simd` (the instruction set) and `element::Element` (the type in memory); [`Isa`] is
+//! chosen once per process and runs it under the matching `target_feature`. Outputs do not depend on the number of threads: work is split over outputs, never over sums.
 
+#[cfg(test)]
+mod agreement;
 pub(crate) mod attention;
+pub(crate) mod element;
 pub(crate) mod gemm;
 pub(crate) mod math;
 pub(crate) mod norm;
 pub(crate) mod packed;
+pub(crate) mod rows;
+mod scratch;
 pub(crate) mod simd;
 
 use std::str::FromStr;
@@ -24,8 +29,10 @@ pub enum Isa {
     Portable,
     /// AVX2 and FMA.
     Avx2,
-    /// AVX-512F.
+    /// AVX-512 F, BW, DQ and VL.
     Avx512,
+    /// The same with `bf16` products (`vdpbf16ps`).
+    Avx512Bf16,
     /// ARM NEON.
     Neon,
 }
@@ -54,8 +61,15 @@ impl Isa {
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
                 sets.push(Self::Avx2);
             }
-            if is_x86_feature_detected!("avx512f") {
+            if is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl")
+            {
                 sets.push(Self::Avx512);
+                if is_x86_feature_detected!("avx512bf16") {
+                    sets.push(Self::Avx512Bf16);
+                }
             }
         }
         #[cfg(target_arch = "aarch64")]
@@ -94,9 +108,15 @@ impl Isa {
     pub(crate) fn lanes(self) -> usize {
         match self {
             Self::Portable | Self::Avx2 => 8,
-            Self::Avx512 => 16,
+            Self::Avx512 | Self::Avx512Bf16 => 16,
             Self::Neon => 4,
         }
+    }
+
+    /// Whether `bf16` products run faster than those of `f32`.
+    #[must_use]
+    pub fn multiplies_bf16(self) -> bool {
+        self == Self::Avx512Bf16
     }
 
     /// Runs a kernel with this set's instructions.
@@ -105,6 +125,9 @@ impl Isa {
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Out {
         match self {
             // SAFETY: a value other than `Portable` comes from `available`, which asked the processor.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 => unsafe { run_avx512_bf16(kernel) },
+            // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => unsafe { run_avx512(kernel) },
             // SAFETY: as above.
@@ -125,9 +148,10 @@ impl FromStr for Isa {
             "portable" => Ok(Self::Portable),
             "avx2" => Ok(Self::Avx2),
             "avx512" => Ok(Self::Avx512),
+            "avx512bf16" => Ok(Self::Avx512Bf16),
             "neon" => Ok(Self::Neon),
             _ => Err(format!(
-                "unknown instruction set: `{s}`; one of portable, avx2, avx512, neon"
+                "unknown instruction set: `{s}`; one of portable, avx2, avx512, avx512bf16, neon"
             )),
         }
     }
@@ -135,9 +159,16 @@ impl FromStr for Isa {
 
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code, reason = "target_feature functions")]
-#[target_feature(enable = "avx512f")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
 unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Out {
     kernel.run::<simd::Avx512>()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code, reason = "target_feature functions")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")]
+unsafe fn run_avx512_bf16<K: Kernel>(kernel: K) -> K::Out {
+    kernel.run::<simd::Avx512Bf16>()
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -1,0 +1,40 @@
+//! How a convolution's window moves over its picture; the four ways that the models here know have names.
+
+/// How a convolution's window moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sampling {
+    /// Step in pixels.
+    pub stride: usize,
+    /// Padding above and left.
+    pub pad: usize,
+    /// Padding below and right.
+    pub pad_after: usize,
+    /// Nearest-neighbour enlargement before the window, folded into the read.
+    pub upsample: usize,
+}
+
+impl Sampling {
+    /// Same size out as in, for a kernel of 3.
+    pub const SAME: Self = Self {
+        stride: 1,
+        pad: 1,
+        pad_after: 1,
+        upsample: 1,
+    };
+    /// Half the size, the UNet's way.
+    pub const HALVE: Self = Self {
+        stride: 2,
+        ..Self::SAME
+    };
+    /// Half the size, the VAE encoder's way: padding below and right only.
+    pub const HALVE_VAE: Self = Self {
+        stride: 2,
+        pad: 0,
+        ..Self::SAME
+    };
+    /// Twice the size.
+    pub const DOUBLE: Self = Self {
+        upsample: 2,
+        ..Self::SAME
+    };
+}
