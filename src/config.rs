@@ -58,6 +58,10 @@ pub mod env {
     pub const DEVICE: &str = "SDGEN_DEVICE";
     /// `device.dtype`.
     pub const DTYPE: &str = "SDGEN_DTYPE";
+    /// `device.threads`.
+    pub const THREADS: &str = "SDGEN_THREADS";
+    /// `device.cpu_isa`.
+    pub const CPU_ISA: &str = "SDGEN_CPU_ISA";
     /// `model.checkpoint`.
     pub const CHECKPOINT: &str = "SDGEN_CHECKPOINT";
     /// `model.vae`.
@@ -197,8 +201,12 @@ pub struct Paths {
 pub struct DeviceSettings {
     /// `auto`, `cpu`, `cuda`, `cuda:1`, ….
     pub device: DeviceChoice,
-    /// `auto`, `f32`, `bf16` or `f16`; the CPU computes in f32.
+    /// `auto`, `f32`, `bf16` or `f16`; the CPU computes in f32 and bf16.
     pub dtype: DtypeChoice,
+    /// Threads that compute; 0 = as many as the process may use (affinity and the container's CPU limit count).
+    pub threads: usize,
+    /// Instruction set of the CPU: `auto`, `portable`, `avx2`, `avx512`, `avx512bf16` or `neon`.
+    pub cpu_isa: String,
     /// Memory that a block of the VAE may take in one piece, MiB; a larger picture is decoded in strips.
     pub vae_memory_mib: usize,
 }
@@ -208,6 +216,8 @@ impl Default for DeviceSettings {
         Self {
             device: DeviceChoice::default(),
             dtype: DtypeChoice::default(),
+            threads: 0,
+            cpu_isa: "auto".into(),
             vae_memory_mib: 8192,
         }
     }

@@ -65,7 +65,7 @@ impl fmt::Display for DeviceChoice {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", rename_all = "lowercase")]
 pub enum DtypeChoice {
-    /// f32 on the CPU, f16 on CUDA.
+    /// f16 on CUDA; on the CPU bf16 where it multiplies bf16, else f32.
     #[default]
     Auto,
     /// 32-bit float.

@@ -5,6 +5,7 @@
 use super::Error;
 use super::checkpoint::Selection;
 use crate::config::{DeviceChoice, DeviceSettings, DtypeChoice};
+use crate::nn::cpu::Isa;
 use crate::pipeline::{
     self, Extras, ExtrasRequest, GenerateRequest, Generated, LoadOptions, Observer, Pipeline,
     UpscalerSlot,
@@ -97,17 +98,19 @@ impl PipelineBackend {
     /// [`Error::Device`] says what to choose instead.
     pub fn open(settings: &DeviceSettings) -> Result<Self, Error> {
         let device = open_device(settings.device)?;
+        prepare_cpu(settings)?;
         let (dtype, name) = match (settings.dtype, device.is_cuda()) {
-            (DtypeChoice::Auto | DtypeChoice::F32, false) | (DtypeChoice::F32, true) => {
-                (candle_core::DType::F32, "f32")
-            }
+            (DtypeChoice::Auto, false) => cpu_dtype(),
+            (DtypeChoice::F32, _) => (candle_core::DType::F32, "f32"),
             (DtypeChoice::Auto | DtypeChoice::F16, true) => (candle_core::DType::F16, "f16"),
-            (DtypeChoice::Bf16, true) => (candle_core::DType::BF16, "bf16"),
-            (other, false) => {
+            (DtypeChoice::Bf16, _) => (candle_core::DType::BF16, "bf16"),
+            (DtypeChoice::F16, false) => {
                 let reason =
-                    "the CPU computes in f32; use `--dtype f32` or `--dtype auto`".to_string();
+                    "the CPU computes in f32 and bf16; use `--dtype bf16`, `--dtype f32` or \
+                    `--dtype auto`"
+                        .to_string();
                 return Err(Error::Device {
-                    device: format!("cpu with {other:?}").to_lowercase(),
+                    device: "cpu with f16".to_string(),
                     reason,
                 });
             }
@@ -133,6 +136,32 @@ impl PipelineBackend {
             vae_memory: settings.vae_memory_mib.saturating_mul(1 << 20),
         })
     }
+}
+
+/// What `auto` comes to on this processor: bf16 halves the weights, and is as exact as pictures need, but without its
+/// instruction it is slower than f32.
+fn cpu_dtype() -> (candle_core::DType, &'static str) {
+    if Isa::chosen().multiplies_bf16() {
+        (candle_core::DType::BF16, "bf16")
+    } else {
+        (candle_core::DType::F32, "f32")
+    }
+}
+
+/// Fixes threads and instruction set, which the host's share of the work on any device uses.
+///
+/// # Errors
+/// [`Error::Device`] names what the processor has.
+pub fn prepare_cpu(settings: &DeviceSettings) -> Result<(), Error> {
+    let isa = match settings.cpu_isa.as_str() {
+        "auto" => Ok(None),
+        name => name.parse().map(Some),
+    };
+    isa.and_then(|isa| crate::nn::cpu::prepare(isa, settings.threads))
+        .map_err(|reason| Error::Device {
+            device: "cpu".to_string(),
+            reason,
+        })
 }
 
 /// How to ask a device for the bytes that may be allocated.

@@ -154,7 +154,7 @@ impl Weight {
         match self {
             Self::Packed { weight, bias } => {
                 let bias = bias.as_deref().unwrap_or_default();
-                [weight.stored(), bias].concat()
+                [weight.stored(), bias.to_vec()].concat()
             }
             Self::Tensors { weight, bias } => [Some(weight), bias.as_ref()]
                 .into_iter()

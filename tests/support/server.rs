@@ -47,6 +47,8 @@ pub(crate) fn sdgen() -> Command {
     ] {
         command.env_remove(name);
     }
+    // What `auto` comes to depends on the processor.
+    command.env("SDGEN_DTYPE", "f32");
     command
 }
 

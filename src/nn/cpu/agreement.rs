@@ -1,7 +1,8 @@
 //! Every instruction set in every type against the portable body in `f32`, on random shapes with ragged edges.
 //!
 //! Both compute on the same (rounded) values. Allowed is what another order of summation costs, 4e-6 of the largest output per
-//! sqrt(k / 64), and in `bf16` half a step of the output (2^-9 of it), once more for what is rounded on the way.
+//! sqrt(k / 64), and in `bf16` a step of the output (2^-8 of it, at least of a 16th of the largest). Attention rounds its weights
+//! too: a step of the largest output.
 
 use half::bf16;
 use proptest::prelude::*;
@@ -43,12 +44,17 @@ fn random<E: Element>(len: usize, seed: u64) -> Vec<E> {
 }
 
 fn compare<E: Tested>(what: &str, got: &[E], want: &[f32], k: usize) {
+    compare_with(what, got, want, (k, 1.0 / 16.0));
+}
+
+/// `least`: of the largest output, what counts at least when steps are taken.
+fn compare_with<E: Tested>(what: &str, got: &[E], want: &[f32], (k, least): (usize, f32)) {
     assert_eq!(got.len(), want.len(), "{what}: length");
     let largest = want.iter().fold(1e-3f32, |m, x| m.max(x.abs()));
     let order = 4e-6 * largest * (k as f32 / 64.0).sqrt().max(1.0);
     for (i, (got, want)) in got.iter().zip(want).enumerate() {
         let off = (got.to_f32() - want).abs();
-        let allowed = order + E::STEP * want.abs().max(largest / 16.0);
+        let allowed = order + E::STEP * want.abs().max(largest * least);
         assert!(
             off <= allowed,
             "{what}: {} for {want} at {i}, off by {off:e}, allowed {allowed:e}",
@@ -169,7 +175,7 @@ fn attend<E: Tested>(isa: Isa, a: Attending) -> Vec<E> {
 fn norms<E: Tested>(isa: Isa, g: Groups) -> Vec<E> {
     let x: Vec<E> = random::<E>(g.batch * g.pixels * g.channels, 12)
         .iter()
-        .map(|x| E::from_f32(x.to_f32() + 2.0))
+        .map(|x| E::from_f32(bf16::from_f32(x.to_f32() + 2.0).to_f32()))
         .collect();
     let (weight, bias) = (random::<f32>(g.channels, 13), random::<f32>(g.channels, 14));
     let mut out = vec![E::from_f32(f32::NAN); 3 * x.len()];
@@ -255,7 +261,7 @@ proptest! {
         let want: Vec<f32> = attend(Isa::Portable, a);
         everywhere(
             |isa| compare(&format!("{isa:?} {a:?}"), &attend::<f32>(isa, a), &want, keys),
-            |isa| compare(&format!("{isa:?} {a:?}"), &attend::<bf16>(isa, a), &want, keys),
+            |isa| compare_with(&format!("{isa:?} {a:?}"), &attend::<bf16>(isa, a), &want, (keys, 1.0)),
         );
     }
 

@@ -229,15 +229,15 @@ impl<E: Element> Task<'_, E> {
         mut b: *const E,
         acc: &mut [[S::V; NV]; MR],
     ) {
-        let pixels: [Pixel; MR] =
-            std::array::from_fn(|i| window.pixel(m + if i < valid { i } else { 0 }));
+        let pixels: [Pixel; MR] = window.pixels(m, valid);
         let c = window.channels;
         let mut at = begin;
         while at < end {
             let (tap, first) = (at / c, at % c);
             let stop = c.min(first + end - at);
+            let offset = [tap / window.kernel, tap % window.kernel];
             let sources: [Option<usize>; MR] =
-                std::array::from_fn(|i| window.source(pixels[i], tap));
+                std::array::from_fn(|i| window.source(pixels[i], offset));
             let mut before = 0;
             for &(x, channels) in parts {
                 let (from, to) = (first.max(before), stop.min(before + channels));

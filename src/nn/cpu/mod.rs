@@ -14,12 +14,12 @@ pub(crate) mod packed;
 pub(crate) mod rows;
 mod scratch;
 pub(crate) mod simd;
+mod team;
 
 use std::str::FromStr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rayon::prelude::*;
 use simd::{Portable, Simd};
 
 /// An instruction set with kernels of its own.
@@ -193,13 +193,32 @@ fn count_multiply_adds(n: usize) {
 /// Work below this many multiply-adds (or a like effort) runs on the calling thread: waking another costs more.
 const INLINE_WORK: usize = 1 << 19;
 
-/// Runs `task(0..count)` on the pool, or inline when `work` in all is small.
+/// Runs `task(0..count)` on all threads, or inline when `work` in all is small.
 pub(crate) fn for_each_task(count: usize, work: usize, task: impl Fn(usize) + Sync + Send) {
-    if count <= 1 || work < INLINE_WORK || rayon::current_num_threads() == 1 {
+    if count <= 1 || work < INLINE_WORK {
         (0..count).for_each(task);
     } else {
-        (0..count).into_par_iter().with_max_len(1).for_each(task);
+        team::share(count, &task);
     }
+}
+
+/// Fixes instruction set (`None` = the best there is) and number of threads (0 = as many as the process may use: affinity and
+/// the container's CPU limit count) before the first operation.
+///
+/// # Errors
+/// Says what the processor lacks, or that another choice was made already.
+pub fn prepare(isa: Option<Isa>, threads: usize) -> Result<(), String> {
+    isa.map_or(Ok(()), Isa::choose)?;
+    if threads > 0 {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+        let running = pool
+            .build_global()
+            .map_or_else(|_| rayon::current_num_threads(), |()| threads);
+        if running != threads {
+            return Err(format!("{running} threads run already, not {threads}"));
+        }
+    }
+    Ok(())
 }
 
 /// A mutable slice whose disjoint parts several threads write.

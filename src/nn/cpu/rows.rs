@@ -124,32 +124,56 @@ impl Window {
         }
     }
 
+    /// The windows of output pixels `m..m + MR`; those past `valid` repeat the first.
     #[inline(always)]
-    pub(super) fn pixel(&self, m: usize) -> Pixel {
-        let (row, ox) = (m / self.out_width, m % self.out_width);
-        let (image, oy) = (row / self.out_height, row % self.out_height);
-        Pixel {
-            base: image * self.height * self.width,
-            y: (oy * self.stride) as isize - self.pad as isize,
-            x: (ox * self.stride) as isize - self.pad as isize,
+    pub(super) fn pixels<const MR: usize>(&self, m: usize, valid: usize) -> [Pixel; MR] {
+        let (row, mut ox) = (m / self.out_width, m % self.out_width);
+        let (mut image, mut oy) = (row / self.out_height, row % self.out_height);
+        let mut pixels = [Pixel {
+            base: 0,
+            y: 0,
+            x: 0,
+        }; MR];
+        for i in 0..MR {
+            if i >= valid {
+                pixels[i] = pixels[0];
+                continue;
+            }
+            pixels[i] = Pixel {
+                base: image * self.height * self.width,
+                y: (oy * self.stride) as isize - self.pad as isize,
+                x: (ox * self.stride) as isize - self.pad as isize,
+            };
+            ox += 1;
+            if ox == self.out_width {
+                (ox, oy) = (0, oy + 1);
+            }
+            if oy == self.out_height {
+                (oy, image) = (0, image + 1);
+            }
         }
+        pixels
     }
 
-    /// Number of the pixel under tap `tap`, or `None` in the padding.
+    /// Number of the pixel that lies `down` and `right` of a window's corner, or `None` in the padding.
     #[inline(always)]
-    pub(super) fn source(&self, pixel: Pixel, tap: usize) -> Option<usize> {
+    pub(super) fn source(&self, pixel: Pixel, [down, right]: [usize; 2]) -> Option<usize> {
         let (height, width) = (
             (self.height * self.upsample) as isize,
             (self.width * self.upsample) as isize,
         );
-        let mut y = pixel.y + (tap / self.kernel) as isize;
-        let mut x = pixel.x + (tap % self.kernel) as isize;
+        let mut y = pixel.y + down as isize;
+        let mut x = pixel.x + right as isize;
         if self.circular {
             (y, x) = (y.rem_euclid(height), x.rem_euclid(width));
         } else if y < 0 || x < 0 || y >= height || x >= width {
             return None;
         }
-        let (y, x) = (y as usize / self.upsample, x as usize / self.upsample);
+        let (mut y, mut x) = (y as usize, x as usize);
+        // A division costs as much as a vector of products.
+        if self.upsample > 1 {
+            (y, x) = (y / self.upsample, x / self.upsample);
+        }
         Some(pixel.base + y * self.width + x)
     }
 }
