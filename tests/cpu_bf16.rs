@@ -1,7 +1,5 @@
 //! The CPU's bf16 against its f32: latents after 20 steps and pictures of the demo model.
 
-mod support;
-
 use candle_core::{DType, Device};
 use sdgen::pipeline::{
     CheckpointIdentity, CheckpointSource, GenerateRequest, GeneratedImage, LoadOptions, Pipeline,

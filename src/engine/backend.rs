@@ -140,7 +140,8 @@ impl PipelineBackend {
 
 /// What `auto` comes to on this processor: bf16 halves the weights, and is as exact as pictures need, but without its
 /// instruction it is slower than f32.
-fn cpu_dtype() -> (candle_core::DType, &'static str) {
+#[must_use]
+pub fn cpu_dtype() -> (candle_core::DType, &'static str) {
     if Isa::chosen().multiplies_bf16() {
         (candle_core::DType::BF16, "bf16")
     } else {

@@ -2,7 +2,7 @@
 //!
 //! Both compute on the same (rounded) values. Allowed is what another order of summation costs, 4e-6 of the largest output per
 //! sqrt(k / 64), and in `bf16` a step of the output (2^-8 of it, at least of a 16th of the largest). Attention rounds its weights
-//! too: a step of the largest output.
+//! too: two steps of the largest output.
 
 use half::bf16;
 use proptest::prelude::*;
@@ -261,7 +261,7 @@ proptest! {
         let want: Vec<f32> = attend(Isa::Portable, a);
         everywhere(
             |isa| compare(&format!("{isa:?} {a:?}"), &attend::<f32>(isa, a), &want, keys),
-            |isa| compare_with(&format!("{isa:?} {a:?}"), &attend::<bf16>(isa, a), &want, (keys, 1.0)),
+            |isa| compare_with(&format!("{isa:?} {a:?}"), &attend::<bf16>(isa, a), &want, (keys, 2.0)),
         );
     }
 
@@ -274,7 +274,7 @@ proptest! {
         let channels = count * per_group;
         let g = Groups { batch, pixels, channels, count, eps: 1e-5, silu };
         // A variance of nearly nothing is divided by: what is left is noise.
-        prop_assume!(per_group > 2 && pixels > 2);
+        prop_assume!(channels >= 8 && per_group * pixels >= 16);
         let want: Vec<f32> = norms(Isa::Portable, g);
         everywhere(
             |isa| compare(&format!("{isa:?} {g:?}"), &norms::<f32>(isa, g), &want, pixels * 64),

@@ -151,8 +151,8 @@ pub(crate) unsafe fn activate<S: Simd>(activation: Activation, x: S::V) -> S::V 
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Isa, Kernel};
     use super::*;
-    use crate::nn::cpu::{Isa, Kernel};
 
     struct Map<'a>(&'a [f32], &'a mut [f32], bool);
     impl Kernel for Map<'_> {

@@ -11,6 +11,7 @@ pub(crate) mod gemm;
 pub(crate) mod math;
 pub(crate) mod norm;
 pub(crate) mod packed;
+pub mod peak;
 pub(crate) mod rows;
 mod scratch;
 pub(crate) mod simd;
@@ -20,6 +21,7 @@ use std::str::FromStr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+pub use packed::Precision;
 use simd::{Portable, Simd};
 
 /// An instruction set with kernels of its own.

@@ -26,10 +26,12 @@ pub(crate) enum Columns {
     Geglu,
 }
 
-/// The type in which a weight is kept.
+/// The type of weights and activations; sums are `f32` in both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Precision {
+pub enum Precision {
+    /// 32-bit float.
     F32,
+    /// Brain float.
     Bf16,
 }
 
