@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub use device::{DeviceChoice, DtypeChoice};
+pub use device::{CudaKernels, DeviceChoice, DtypeChoice};
 pub use secret::Secret;
 
 /// What `Version:` says in the infotext.
@@ -62,6 +62,8 @@ pub mod env {
     pub const THREADS: &str = "SDGEN_THREADS";
     /// `device.cpu_isa`.
     pub const CPU_ISA: &str = "SDGEN_CPU_ISA";
+    /// `device.cuda_kernels`.
+    pub const CUDA_KERNELS: &str = "SDGEN_CUDA_KERNELS";
     /// `model.checkpoint`.
     pub const CHECKPOINT: &str = "SDGEN_CHECKPOINT";
     /// `model.vae`.
@@ -123,6 +125,10 @@ pub struct Server {
     pub subpath: Option<String>,
     /// Largest request body, MiB.
     pub body_limit_mib: u64,
+    /// Memory for request bodies at once, MiB; beyond it large requests wait before they are read.
+    pub body_memory_mib: u64,
+    /// Seconds a connection may idle, and a request's head may take.
+    pub keep_alive_s: u64,
     /// Jobs that may wait; beyond it requests wait for a place.
     pub queue_limit: usize,
     /// Jobs of `/v1/jobs` that may wait; beyond it they are answered 429.
@@ -154,6 +160,8 @@ impl Default for Server {
             cors_allow_origins_regex: None,
             subpath: None,
             body_limit_mib: 256,
+            body_memory_mib: 1024,
+            keep_alive_s: 30,
             queue_limit: 256,
             jobs_limit: 1000,
             jobs_kept: 10_000,
@@ -209,6 +217,8 @@ pub struct DeviceSettings {
     pub cpu_isa: String,
     /// Memory that a block of the VAE may take in one piece, MiB; a larger picture is decoded in strips.
     pub vae_memory_mib: usize,
+    /// `auto` (whichever is measured to be faster), `own` or `library`: whose kernels run on CUDA where NVIDIA has one too.
+    pub cuda_kernels: CudaKernels,
 }
 
 impl Default for DeviceSettings {
@@ -219,6 +229,7 @@ impl Default for DeviceSettings {
             threads: 0,
             cpu_isa: "auto".into(),
             vae_memory_mib: 8192,
+            cuda_kernels: CudaKernels::default(),
         }
     }
 }

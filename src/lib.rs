@@ -14,7 +14,6 @@
 //! | feature | adds |
 //! | --- | --- |
 //! | `cuda` | NVIDIA devices through candle and cudarc |
-//! | `cudnn` | `cuda` with cuDNN |
 
 pub mod api;
 pub mod cli;

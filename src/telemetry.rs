@@ -41,6 +41,8 @@ pub fn init(log: &Log) {
     let filter = EnvFilter::try_new(&log.level).unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        // A line that cannot be written is lost; reporting that on the same stderr would panic.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr);
     let result = match log.format {
         LogFormat::Text => builder

@@ -14,17 +14,15 @@ mod server;
 
 use std::collections::BTreeSet;
 use std::io::Cursor;
-use std::sync::LazyLock;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use conformance_table::{Request, Row, UNKNOWN, refusals, rows};
 use image::{ImageFormat, RgbImage};
 use serde_json::{Value, json};
-use server::{Answer, Server, small, with};
+use server::{Answer, Server, Shared, small, with};
 
-static SERVER: LazyLock<Server> =
-    LazyLock::new(|| Server::start(&["--cors-allow-origins", "http://ui.test"]));
+static SERVER: Shared = Shared::new(&["--cors-allow-origins", "http://ui.test"]);
 
 fn png() -> String {
     let picture = RgbImage::from_fn(64, 64, |x, y| image::Rgb([x as u8 * 4, y as u8 * 4, 80]));
@@ -35,7 +33,7 @@ fn png() -> String {
 
 fn ask((method, path, body): &Request) -> Answer {
     let body = body.as_deref().unwrap_or_default();
-    SERVER.send(
+    SERVER.hold().send(
         method,
         path,
         &[("content-type", "application/json")],
@@ -164,6 +162,7 @@ fn check(row: &Row) -> (Vec<String>, Vec<String>) {
 
 #[test]
 fn every_route_answers_as_the_contract_says() {
+    let server = SERVER.hold();
     let mut failures = Vec::new();
     println!("| route | good | bad1 | bad2 | more |\n|---|---|---|---|---|");
     for row in rows(&png()) {
@@ -183,11 +182,12 @@ fn every_route_answers_as_the_contract_says() {
         );
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
-    SERVER.assert_works();
+    server.assert_works();
 }
 
 #[test]
 fn every_route_is_in_the_table() {
+    let _held = SERVER.hold();
     let source = include_str!("../src/api/mod.rs");
     let paths = source
         .split("(\"/")
@@ -219,8 +219,9 @@ fn every_route_is_in_the_table() {
 
 #[test]
 fn what_is_not_there_is_404() {
+    let server = SERVER.hold();
     for path in UNKNOWN {
-        let answer = SERVER.get(path);
+        let answer = server.get(path);
         assert_eq!(answer.status, 404, "{path}: {}", answer.text());
         assert!(answer.json()["detail"].is_string(), "{path}");
     }
@@ -228,23 +229,24 @@ fn what_is_not_there_is_404() {
 
 #[test]
 fn all_routes_share_their_manners() {
+    let server = SERVER.hold();
     for row in rows(&png()) {
         let (method, path, _) = &row.good;
         let slash = format!("{}/?a=1", row.path);
-        let redirect = SERVER.send(method, &slash, &[], b"");
+        let redirect = server.send(method, &slash, &[], b"");
         assert_eq!(redirect.status, 307, "{slash}");
         assert_eq!(
             header(&redirect, "location"),
             Some(format!("{}?a=1", row.path).as_str())
         );
-        let head = SERVER.send("HEAD", row.path, &[], b"");
+        let head = server.send("HEAD", row.path, &[], b"");
         let is_probe = row.path == "/internal/ping";
         assert!(
             head.status == if is_probe { 200 } else { 405 } || head.status == row.status,
             "HEAD {path}: {}",
             head.status
         );
-        let preflight = SERVER.send(
+        let preflight = server.send(
             "OPTIONS",
             row.path,
             &[
@@ -265,26 +267,27 @@ fn all_routes_share_their_manners() {
             "{path}"
         );
     }
-    let stranger = SERVER.send(
+    let stranger = server.send(
         "GET",
         "/sdapi/v1/samplers",
         &[("origin", "http://evil.test")],
         b"",
     );
     assert_eq!(header(&stranger, "access-control-allow-origin"), None);
-    let packed = SERVER.send(
+    let packed = server.send(
         "GET",
         "/sdapi/v1/options",
         &[("accept-encoding", "gzip")],
         b"",
     );
     assert_eq!(header(&packed, "content-encoding"), Some("gzip"));
-    let short = SERVER.send("GET", "/internal/ping", &[("accept-encoding", "gzip")], b"");
+    let short = server.send("GET", "/internal/ping", &[("accept-encoding", "gzip")], b"");
     assert_eq!(header(&short, "content-encoding"), None);
 }
 
 #[test]
 fn the_server_is_ended_only_under_its_flag() {
+    let _held = SERVER.hold();
     let mut server = Server::start(&["--api-server-stop"]);
     assert_eq!(
         server.post("/sdapi/v1/server-restart", &json!({})).status,
@@ -298,6 +301,7 @@ fn the_server_is_ended_only_under_its_flag() {
 
 #[test]
 fn credentials_are_shown_nowhere() {
+    let _held = SERVER.hold();
     let env = [
         ("A1111_ARGS", "--api-auth=ann:hush1"),
         ("COMMANDLINE_ARGS", "--gradio-auth ben:hush2 --frobnicate"),
@@ -372,6 +376,7 @@ impl Dice {
 
 #[test]
 fn wrong_types_in_every_field_are_answered_in_form() {
+    let _held = SERVER.hold();
     let server = Server::start(&[]);
     let options = server.get("/sdapi/v1/options").json();
     let values = odd_values();
@@ -452,6 +457,7 @@ fn wrong_types_in_every_field_are_answered_in_form() {
 
 #[test]
 fn json_broken_at_any_place_is_422() {
+    let server = SERVER.hold();
     let whole = with(
         small(),
         json!({ "alwayson_scripts": { "seed": { "args": [[1, { "a": "b" }]] } } }),
@@ -459,17 +465,17 @@ fn json_broken_at_any_place_is_422() {
     .to_string();
     for end in 1..whole.len() {
         let broken = &whole[..end];
-        let answer = SERVER.send("POST", "/sdapi/v1/txt2img", &[], broken.as_bytes());
+        let answer = server.send("POST", "/sdapi/v1/txt2img", &[], broken.as_bytes());
         assert_eq!(answer.status, 422, "{broken}");
         assert!(check_refusal(&answer).is_empty(), "{broken}");
     }
     let nested = "[".repeat(200_000);
     let deep = format!("{{\"comments\": {nested}");
     assert_eq!(
-        SERVER
+        server
             .send("POST", "/sdapi/v1/txt2img", &[], deep.as_bytes())
             .status,
         422
     );
-    SERVER.assert_works();
+    server.assert_works();
 }

@@ -6,15 +6,14 @@
 mod server;
 
 use std::io::Cursor;
-use std::sync::{Arc, LazyLock};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use image::{ImageFormat, RgbImage};
 use serde_json::{Value, json};
-use server::{Server, small, until, with};
+use server::{Shared, small, until, with};
 
-static SERVER: LazyLock<Arc<Server>> = LazyLock::new(|| Arc::new(Server::start(&[])));
+static SERVER: Shared = Shared::new(&[]);
 
 const TXT2IMG: &str = "/sdapi/v1/txt2img";
 const IMG2IMG: &str = "/sdapi/v1/img2img";
@@ -41,7 +40,7 @@ struct Made {
 
 #[track_caller]
 fn make(path: &str, body: &Value) -> Made {
-    let answer = SERVER.post(path, body);
+    let answer = SERVER.hold().post(path, body);
     let files = answer.images();
     let pictures = files
         .iter()
@@ -55,6 +54,7 @@ fn make(path: &str, body: &Value) -> Made {
 
 #[test]
 fn each_line_of_prompts_is_a_request_of_its_own() {
+    let _held = SERVER.hold();
     let lines = "a cat\n\n  --prompt \"a dog\" --seed 9 --steps 1 --width 128\n";
     let body = with(
         small(),
@@ -80,6 +80,7 @@ fn each_line_of_prompts_is_a_request_of_its_own() {
 
 #[test]
 fn prompts_iterate_the_seed_or_share_a_random_one() {
+    let _held = SERVER.hold();
     let ask = |args: Value, seed: i64| {
         let body = json!({ "prompt": "", "seed": seed, "script_name": PROMPTS, "script_args": args, "n_iter": 2 });
         make(TXT2IMG, &with(small(), body)).info["all_seeds"].clone()
@@ -94,6 +95,7 @@ fn prompts_iterate_the_seed_or_share_a_random_one() {
 
 #[test]
 fn prompts_start_from_a_picture_and_are_saved() {
+    let _held = SERVER.hold();
     let args = json!([false, false, "start", "a\nb"]);
     let made = make(
         IMG2IMG,
@@ -106,6 +108,7 @@ fn prompts_start_from_a_picture_and_are_saved() {
     );
     assert_eq!(
         SERVER
+            .hold()
             .files("outputs/img2img-images")
             .iter()
             .filter(|file| file.extension().is_some_and(|e| e == "png"))
@@ -116,6 +119,7 @@ fn prompts_start_from_a_picture_and_are_saved() {
 
 #[test]
 fn loopback_feeds_each_result_into_the_next_run() {
+    let _held = SERVER.hold();
     let made = make(
         IMG2IMG,
         &from_image("Loopback", json!([3, 0.25, "Linear"]), json!({})),
@@ -150,6 +154,7 @@ fn loopback_feeds_each_result_into_the_next_run() {
 
 #[test]
 fn loopback_of_several_batches_keeps_the_last_of_each() {
+    let _held = SERVER.hold();
     let made = make(
         IMG2IMG,
         &from_image("loopback", json!([2]), json!({ "n_iter": 2 })),
@@ -160,6 +165,7 @@ fn loopback_of_several_batches_keeps_the_last_of_each() {
 
 #[test]
 fn sd_upscale_paints_the_enlarged_picture_in_pieces() {
+    let _held = SERVER.hold();
     let args = json!(["", 16, "Lanczos", 2.0]);
     let made = make(
         IMG2IMG,
@@ -228,26 +234,28 @@ fn sd_upscale_paints_the_enlarged_picture_in_pieces() {
 
 #[test]
 fn a_script_is_one_job_for_progress_and_interrupt() {
+    let server = SERVER.hold();
     let lines = "a\n".repeat(50);
     let body = with(
         small(),
         json!({ "steps": 200, "script_name": PROMPTS, "script_args": [false, false, "start", lines] }),
     );
-    let running = SERVER.post_later(TXT2IMG, body);
+    let running = server.post_later(TXT2IMG, body);
     until("the second line to be worked on", || {
-        let state = SERVER.progress()["state"].clone();
+        let state = server.progress()["state"].clone();
         (state["job_count"] == 50 && state["job_no"].as_i64() >= Some(1)).then_some(())
     });
-    assert_eq!(SERVER.post("/sdapi/v1/interrupt", &json!({})).status, 200);
+    assert_eq!(server.post("/sdapi/v1/interrupt", &json!({})).status, 200);
     let answer = running.join().unwrap();
     let info: Value = serde_json::from_str(answer.json()["info"].as_str().unwrap()).unwrap();
     assert_eq!(info["all_seeds"].as_array().unwrap().len(), 50);
     assert!(answer.images().len() < 50);
-    SERVER.assert_works();
+    server.assert_works();
 }
 
 #[test]
 fn wrong_scripts_and_arguments_are_named() {
+    let server = SERVER.hold();
     let cases = [
         (
             TXT2IMG,
@@ -321,16 +329,17 @@ fn wrong_scripts_and_arguments_are_named() {
             with(small(), json!({ "init_images": [picture(64, 64)] })),
             changes,
         );
-        let answer = SERVER.post(path, &body);
+        let answer = server.post(path, &body);
         let said = answer.json()["detail"].as_str().map(str::to_string);
         assert_eq!((answer.status, said.as_deref()), (status, Some(message)));
     }
-    SERVER.assert_works();
+    server.assert_works();
 }
 
 #[test]
 fn what_works_is_listed() {
-    let scripts = SERVER.get("/sdapi/v1/scripts").json();
+    let server = SERVER.hold();
+    let scripts = server.get("/sdapi/v1/scripts").json();
     assert_eq!(
         scripts,
         json!({
@@ -338,7 +347,7 @@ fn what_works_is_listed() {
             "img2img": ["refiner", "sampler", "seed", "soft inpainting", "prompts from file or textbox", "loopback", "sd upscale"],
         })
     );
-    let info = SERVER.get("/sdapi/v1/script-info").json();
+    let info = server.get("/sdapi/v1/script-info").json();
     let entries = info.as_array().unwrap();
     assert_eq!(entries.len(), 11);
     let upscale = entries
@@ -355,6 +364,6 @@ fn what_works_is_listed() {
             small(),
             json!({ "alwayson_scripts": { name.as_str().unwrap(): { "args": [] } } }),
         );
-        assert_eq!(SERVER.post(TXT2IMG, &body).status, 200, "{name}");
+        assert_eq!(server.post(TXT2IMG, &body).status, 200, "{name}");
     }
 }

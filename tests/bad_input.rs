@@ -6,15 +6,14 @@
 mod server;
 
 use std::io::Cursor;
-use std::sync::LazyLock;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use image::{DynamicImage, GrayImage, ImageFormat, RgbImage};
 use serde_json::{Value, json};
-use server::{Server, small, with};
+use server::{Shared, small, with};
 
-static SERVER: LazyLock<Server> = LazyLock::new(|| Server::start(&[]));
+static SERVER: Shared = Shared::new(&[]);
 
 fn file(picture: &DynamicImage, format: ImageFormat) -> Vec<u8> {
     let mut bytes = Cursor::new(Vec::new());
@@ -54,19 +53,19 @@ fn words(answer: &Value) -> String {
 
 #[track_caller]
 fn refused(path: &str, body: &Value, status: u16, message: &str) {
-    let answer = SERVER.post(path, body);
+    let answer = SERVER.hold().post(path, body);
     let text = answer.text();
     assert_eq!(
         (answer.status, words(&answer.json()).as_str()),
         (status, message),
         "{text}"
     );
-    SERVER.assert_works();
+    SERVER.hold().assert_works();
 }
 
 #[track_caller]
 fn works(path: &str, body: &Value) -> Value {
-    let answer = SERVER.post(path, body);
+    let answer = SERVER.hold().post(path, body);
     assert_eq!(answer.status, 200, "{}", answer.text());
     answer.json()
 }
@@ -76,6 +75,7 @@ const IMG2IMG: &str = "/sdapi/v1/img2img";
 
 #[test]
 fn brackets_never_matter() {
+    let _held = SERVER.hold();
     let deep =
         |open: &str, close: &str| format!("{}a{}", open.repeat(10_000), close.repeat(10_000));
     for prompt in [
@@ -105,6 +105,7 @@ fn brackets_never_matter() {
 
 #[test]
 fn prompts_have_a_limit() {
+    let _held = SERVER.hold();
     let body = with(small(), json!({ "prompt": "a".repeat(10 << 20) }));
     refused(
         TXT2IMG,
@@ -116,6 +117,7 @@ fn prompts_have_a_limit() {
 
 #[test]
 fn sizes_are_refused_before_anything_is_made() {
+    let _held = SERVER.hold();
     let sized = |changes: Value| with(small(), changes);
     refused(
         TXT2IMG,
@@ -158,6 +160,7 @@ fn sizes_are_refused_before_anything_is_made() {
 
 #[test]
 fn denoising_strengths_are_shares() {
+    let _held = SERVER.hold();
     for strength in [-0.1, 1.5] {
         let message = format!("denoising_strength: must be between 0 and 1: `{strength}`");
         refused(
@@ -175,6 +178,7 @@ fn denoising_strengths_are_shares() {
 
 #[test]
 fn masks_of_any_size_and_none() {
+    let _held = SERVER.hold();
     let mask = |picture: GrayImage| from_image(json!({ "mask": png(picture) }));
     let white = |width, height| GrayImage::from_pixel(width, height, image::Luma([255]));
     drop(works(IMG2IMG, &mask(white(64, 64))));
@@ -211,6 +215,7 @@ fn masks_of_any_size_and_none() {
 
 #[test]
 fn pictures_of_odd_kinds_are_read_or_named() {
+    let _held = SERVER.hold();
     let with_picture =
         |bytes: &[u8]| from_image(json!({ "init_images": [STANDARD.encode(bytes)] }));
     let rgb = DynamicImage::from(RgbImage::from_pixel(64, 64, image::Rgb([200, 90, 10])));
@@ -279,6 +284,7 @@ fn pictures_of_odd_kinds_are_read_or_named() {
 
 #[test]
 fn cmyk_and_animated_files_are_read() {
+    let _held = SERVER.hold();
     let picture = |bytes: &[u8]| from_image(json!({ "init_images": [STANDARD.encode(bytes)] }));
     drop(works(
         IMG2IMG,
@@ -296,6 +302,7 @@ fn cmyk_and_animated_files_are_read() {
 
 #[test]
 fn pictures_of_sixteen_thousand_pixels_are_refused_by_their_header() {
+    let _held = SERVER.hold();
     let mut huge = STANDARD.decode(init()).unwrap();
     for (at, side) in [(16, 16_384_u32), (20, 16_384)] {
         huge[at..at + 4].copy_from_slice(&side.to_be_bytes());
@@ -313,7 +320,8 @@ fn pictures_of_sixteen_thousand_pixels_are_refused_by_their_header() {
 
 #[test]
 fn loras_of_another_architecture_are_named() {
-    let dir = SERVER.data().join("models/Lora");
+    let server = SERVER.hold();
+    let dir = server.data().join("models/Lora");
     std::fs::create_dir_all(&dir).unwrap();
     let shape = |name: &str, rows: usize, columns: usize| (name.to_string(), rows, columns);
     write_safetensors(
@@ -353,7 +361,7 @@ fn loras_of_another_architecture_are_named() {
             json!({ comment: 1 }),
             "{name}"
         );
-        SERVER.assert_works();
+        server.assert_works();
     }
     let body = with(small(), json!({ "prompt": "apple <lora:other:much>" }));
     refused(
@@ -366,6 +374,7 @@ fn loras_of_another_architecture_are_named() {
 
 #[test]
 fn names_and_settings_are_checked() {
+    let _held = SERVER.hold();
     let body = |changes: Value| with(small(), changes);
     refused(
         TXT2IMG,
@@ -382,15 +391,15 @@ fn names_and_settings_are_checked() {
     refused(
         TXT2IMG,
         &body(json!({ "override_settings": { "samples_format": "exe" } })),
-        400,
-        "unknown picture format: `exe`; use `png`, `jpg` or `webp`",
+        422,
+        r#"samples_format: unknown value: "exe"; one of: png, jpg, jpeg, webp"#,
     );
     let color = from_image(json!({ "override_settings": { "img2img_background_color": "blue" } }));
     refused(
         IMG2IMG,
         &color,
-        400,
-        "option `img2img_background_color` is no colour like `#ffffff`: `blue`",
+        422,
+        r#"img2img_background_color: no colour like `#ffffff`: "blue""#,
     );
 }
 

@@ -8,16 +8,16 @@ mod server;
 
 use std::io::{Cursor, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use image::{ImageFormat, RgbImage};
 use serde_json::{Value, json};
-use server::{Answer, DEADLINE, Server, small, with};
+use server::{Answer, DEADLINE, Server, Shared, small, with};
 
-static SERVER: LazyLock<Server> = LazyLock::new(|| Server::start(&[]));
+static SERVER: Shared = Shared::new(&[]);
 
 fn file() -> Vec<u8> {
     let mut bytes = Cursor::new(Vec::new());
@@ -69,6 +69,7 @@ fn said(answer: &Answer) -> (u16, String) {
 
 #[test]
 fn pictures_come_from_addresses_if_the_options_allow_it() {
+    let _held = SERVER.hold();
     let server =
         with_options(&json!({ "api_forbid_local_requests": false, "api_useragent": "sdgen-test" }));
     let address = web(|head| {
@@ -115,6 +116,7 @@ fn pictures_come_from_addresses_if_the_options_allow_it() {
 
 #[test]
 fn addresses_of_this_machine_and_net_are_refused_by_default() {
+    let server = SERVER.hold();
     let visited = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let count = visited.clone();
     let address = web(move |_| {
@@ -152,7 +154,7 @@ fn addresses_of_this_machine_and_net_are_refused_by_default() {
                 json!({ "imageList": [{ "data": url, "name": "a" }] }),
             ),
         ] {
-            let (status, words) = said(&SERVER.post(path, &body));
+            let (status, words) = said(&server.post(path, &body));
             let refused = words == "Request to local resource not allowed"
                 || words == "Invalid image url: no answer from the server";
             assert!(status == 400 && refused, "{host} {path}: {status} {words}");
@@ -160,7 +162,7 @@ fn addresses_of_this_machine_and_net_are_refused_by_default() {
     }
     assert_eq!(visited.load(std::sync::atomic::Ordering::Relaxed), 0);
     // The options that allow it cannot be set over the API.
-    SERVER.post(
+    server.post(
         "/sdapi/v1/options",
         &json!({ "api_forbid_local_requests": false }),
     );
@@ -168,7 +170,7 @@ fn addresses_of_this_machine_and_net_are_refused_by_default() {
         small(),
         json!({ "init_images": [format!("{address}/a.png")], "override_settings": { "api_forbid_local_requests": false } }),
     );
-    assert_eq!(SERVER.post("/sdapi/v1/img2img", &body).status, 400);
+    assert_eq!(server.post("/sdapi/v1/img2img", &body).status, 400);
     let server = with_options(&json!({ "api_enable_requests": false }));
     let body = with(
         small(),
@@ -182,6 +184,7 @@ fn addresses_of_this_machine_and_net_are_refused_by_default() {
 
 #[test]
 fn a_picture_that_declares_a_hundred_thousand_pixels_a_side_costs_nothing() {
+    let server = SERVER.hold();
     let mut huge = file();
     for at in [16, 20] {
         huge[at..at + 4].copy_from_slice(&100_000_u32.to_be_bytes());
@@ -214,29 +217,30 @@ fn a_picture_that_declares_a_hundred_thousand_pixels_a_side_costs_nothing() {
             json!({ "image": bomb, "upscaler_1": "Lanczos" }),
         ),
     ] {
-        let answer = SERVER.post(path, &body);
+        let answer = server.post(path, &body);
         assert_eq!(answer.status, 400, "{path}: {}", answer.text());
         assert!(answer.text().contains("100000x100000"), "{}", answer.text());
     }
-    SERVER.assert_works();
+    server.assert_works();
 }
 
 #[test]
 fn paths_do_not_leave_their_folders() {
-    let secret = SERVER.data().join("secret.safetensors");
+    let server = SERVER.hold();
+    let secret = server.data().join("secret.safetensors");
     std::fs::write(&secret, b"hush").unwrap();
-    std::fs::write(SERVER.data().join("secret.png"), file()).unwrap();
-    let models = SERVER.data().join("models/Lora");
+    std::fs::write(server.data().join("secret.png"), file()).unwrap();
+    let models = server.data().join("models/Lora");
     std::fs::create_dir_all(&models).unwrap();
     std::fs::write(models.join("seen.png"), file()).unwrap();
     let thumb = |path: &str| {
-        SERVER
+        server
             .get(&format!("/sd_extra_networks/thumb?filename={path}"))
             .status
     };
     assert_eq!(thumb(&models.join("seen.png").display().to_string()), 200);
     for path in [
-        format!("{}/secret.png", SERVER.data().display()),
+        format!("{}/secret.png", server.data().display()),
         format!("{}/../../secret.png", models.display()),
         format!("{}/%2e%2e/%2e%2e/secret.png", models.display()),
         secret.display().to_string(),
@@ -244,8 +248,16 @@ fn paths_do_not_leave_their_folders() {
         "%00".into(),
     ] {
         assert_eq!(thumb(&path), 404, "{path}");
-        assert_eq!(SERVER.get(&format!("/file={path}")).status, 404, "{path}");
+        assert_eq!(server.get(&format!("/file={path}")).status, 404, "{path}");
     }
+    server.assert_works();
+}
+
+#[test]
+fn names_do_not_leave_their_folders() {
+    let server = SERVER.hold();
+    let secret = server.data().join("secret.safetensors");
+    std::fs::write(&secret, b"hush").unwrap();
     for name in [
         "../../secret",
         "../../secret.safetensors",
@@ -257,7 +269,7 @@ fn paths_do_not_leave_their_folders() {
         let override_with =
             |key: &str| with(small(), json!({ "override_settings": { key: name } }));
         let refused = |body: &Value, what: &str| {
-            let answer = SERVER.post("/sdapi/v1/txt2img", body);
+            let answer = server.post("/sdapi/v1/txt2img", body);
             assert!(
                 (400..500).contains(&answer.status),
                 "{what} {name}: {} {}",
@@ -284,7 +296,7 @@ fn paths_do_not_leave_their_folders() {
             "hr_checkpoint",
         );
         assert_eq!(
-            SERVER
+            server
                 .post(
                     "/sdapi/v1/extra-single-image",
                     &json!({ "image": STANDARD.encode(file()), "upscaler_1": name })
@@ -293,7 +305,7 @@ fn paths_do_not_leave_their_folders() {
             400,
             "{name}"
         );
-        let lora = SERVER.post(
+        let lora = server.post(
             "/sdapi/v1/txt2img",
             &with(
                 small(),
@@ -309,18 +321,19 @@ fn paths_do_not_leave_their_folders() {
             lora.json()["parameters"]["comments"]
         );
         // A1111 drops an unknown checkpoint of `override_settings`.
-        let answer = SERVER.post("/sdapi/v1/txt2img", &override_with("sd_model_checkpoint"));
+        let answer = server.post("/sdapi/v1/txt2img", &override_with("sd_model_checkpoint"));
         assert!(answer.status < 500, "{name}: {}", answer.text());
-        let answer = SERVER.post("/sdapi/v1/txt2img", &override_with("sd_vae"));
+        let answer = server.post("/sdapi/v1/txt2img", &override_with("sd_vae"));
         assert!(answer.status < 500, "{name}: {}", answer.text());
-        let answer = SERVER.post("/sdapi/v1/options", &json!({ "sd_model_checkpoint": name }));
+        let answer = server.post("/sdapi/v1/options", &json!({ "sd_model_checkpoint": name }));
         assert_eq!(answer.status, 404, "{}", answer.text());
     }
-    SERVER.assert_works();
+    server.assert_works();
 }
 
 #[test]
 fn a_body_over_the_limit_is_cut_off_while_it_comes() {
+    let _held = SERVER.hold();
     let server = Server::start(&["--body-limit", "1"]);
     let announced = server.send("POST", "/sdapi/v1/txt2img", &[], &vec![b' '; 2 << 20]);
     assert_eq!(announced.status, 413);
@@ -338,7 +351,7 @@ fn a_body_over_the_limit_is_cut_off_while_it_comes() {
 
 /// What the server says to these bytes; nothing if it closes.
 fn raw(bytes: &[u8]) -> String {
-    let mut stream = TcpStream::connect(("127.0.0.1", SERVER.port)).unwrap();
+    let mut stream = TcpStream::connect(("127.0.0.1", SERVER.hold().port)).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     let _ = stream.write_all(bytes);
     let mut answer = Vec::new();
@@ -348,6 +361,7 @@ fn raw(bytes: &[u8]) -> String {
 
 #[test]
 fn requests_cannot_be_smuggled() {
+    let server = SERVER.hold();
     let hidden = "GET /internal/pending-tasks HTTP/1.1\r\nhost: a\r\n\r\n";
     for head in [
         // Two ways to say how long: nothing after the first request may be read as a second.
@@ -385,11 +399,12 @@ fn requests_cannot_be_smuggled() {
         !raw(format!("GET /internal/ping HTTP/1.1\r\nhost: a\r\n{many}\r\n").as_bytes())
             .contains(" 200 ")
     );
-    SERVER.assert_works();
+    server.assert_works();
 }
 
 #[test]
 fn slow_clients_lose_their_place_and_many_take_none_from_others() {
+    let _held = SERVER.hold();
     let server = Server::start(&[]);
     let started = Instant::now();
     let slow = |text: &str| {

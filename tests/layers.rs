@@ -88,10 +88,11 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
     ),
 ];
 
-/// Where `unsafe` is allowed: the kernels, the allocator, the one memory map.
+/// Where `unsafe` is allowed: the kernels, the card, the allocator, the one memory map.
 const UNSAFE: &[&str] = &[
     "nn/cpu/",
     "nn/cpu.rs",
+    "nn/cuda/",
     "nn/block_cache.rs",
     "weights/file.rs",
 ];

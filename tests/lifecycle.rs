@@ -6,11 +6,11 @@
 #[path = "support/server.rs"]
 mod server;
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use serde_json::json;
@@ -363,4 +363,36 @@ fn every_answer_of_a_busy_server_stays_quick() {
     server.post("/sdapi/v1/interrupt", &json!({}));
     let answer: Answer = job.join().unwrap();
     assert_eq!(answer.status, 200);
+}
+
+#[test]
+fn a_server_whose_log_nobody_reads_any_more_works_and_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut child = sdgen()
+        .args(["serve", "--port", "0", "--data-dir"])
+        .arg(dir.path())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let port: u16 = lines
+        .find_map(|line| {
+            let line = line.unwrap();
+            line.rsplit_once("http://127.0.0.1:")?.1.parse().ok()
+        })
+        .unwrap();
+    drop(lines);
+    let body = small().to_string();
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let head = "POST /sdapi/v1/txt2img HTTP/1.1\r\nhost: x\r\nconnection: close\r\n";
+    write!(stream, "{head}content-length: {}\r\n\r\n{body}", body.len()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer:.100}");
+    let kill = Command::new("sh")
+        .args(["-c", &format!("kill -TERM {}", child.id())])
+        .status();
+    assert!(kill.unwrap().success());
+    let code = until("the server to end", || child.try_wait().unwrap());
+    assert!(code.success(), "{code}");
 }

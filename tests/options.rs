@@ -8,20 +8,19 @@ mod server;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::LazyLock;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use sdgen::api::options_table::OPTIONS;
 use sdgen::imaging::{EncodeOptions, encode, md5};
 use serde_json::{Value, json};
-use server::{Server, files_below, small, with};
+use server::{Server, Shared, files_below, small, with};
 
-static SERVER: LazyLock<Server> = LazyLock::new(|| Server::start(&[]));
+static SERVER: Shared = Shared::new(&[]);
 
 /// The first picture as base64, and its infotext.
 fn made(path: &str, body: &Value) -> (String, String) {
-    let answer = SERVER.post(path, body);
+    let answer = SERVER.hold().post(path, body);
     assert_eq!(answer.status, 200, "{}\n{body}", answer.text());
     let answer = answer.json();
     let info: Value = serde_json::from_str(answer["info"].as_str().unwrap()).unwrap();
@@ -58,6 +57,7 @@ fn assert_acts(path: &str, body: &Value, overrides: &Value, says: &str) {
 
 #[test]
 fn conditioning_options_act() {
+    let _held = SERVER.hold();
     let body = with(small(), json!({ "negative_prompt": "blue" }));
     let acts = |changes: Value, overrides: Value, says: &str| {
         assert_acts(
@@ -101,6 +101,7 @@ fn conditioning_options_act() {
 
 #[test]
 fn clip_skip_two_is_what_sdxl_was_trained_with() {
+    let _held = SERVER.hold();
     let skip = json!({ "CLIP_stop_at_last_layers": 2, "sdxl_clip_l_skip": true });
     let plain = made("/sdapi/v1/txt2img", &small());
     let skipped = made(
@@ -113,6 +114,7 @@ fn clip_skip_two_is_what_sdxl_was_trained_with() {
 
 #[test]
 fn sampling_options_act() {
+    let _held = SERVER.hold();
     let acts = |changes: Value, overrides: Value, says: &str| {
         assert_acts(
             "/sdapi/v1/txt2img",
@@ -165,6 +167,7 @@ fn picture(alpha: u8) -> String {
 
 #[test]
 fn img2img_options_act() {
+    let _held = SERVER.hold();
     let body = with(
         small(),
         json!({ "steps": 4, "denoising_strength": 0.6, "init_images": [picture(0)] }),
@@ -184,6 +187,7 @@ fn img2img_options_act() {
 
 #[test]
 fn init_images_and_masks_are_kept_on_request() {
+    let server = SERVER.hold();
     let mask =
         image::GrayImage::from_fn(64, 64, |x, _| image::Luma([if x < 32 { 255 } else { 0 }]));
     let mask = STANDARD.encode(encode(&mask, &EncodeOptions::default()).unwrap().bytes);
@@ -196,7 +200,7 @@ fn init_images_and_masks_are_kept_on_request() {
     );
     let (_, infotext) = made("/sdapi/v1/img2img", &body);
     let names = |below: &str| -> Vec<String> {
-        let files = files_below(&SERVER.data().join(below));
+        let files = files_below(&server.data().join(below));
         let name = |path: &Path| path.file_name().unwrap().to_string_lossy().into_owned();
         files.iter().map(|path| name(path)).collect()
     };
@@ -220,13 +224,14 @@ fn init_images_and_masks_are_kept_on_request() {
 
 #[test]
 fn large_pictures_are_copied_as_jpeg() {
+    let server = SERVER.hold();
     let body = with(
         small(),
         json!({ "save_images": true, "override_settings": { "target_side_length": 48, "outdir_txt2img_samples": "large",
             "save_to_dirs": false } }),
     );
     drop(made("/sdapi/v1/txt2img", &body));
-    let files = files_below(&SERVER.data().join("large"));
+    let files = files_below(&server.data().join("large"));
     let sizes: Vec<_> = files
         .iter()
         .map(|path| {
@@ -249,6 +254,7 @@ fn large_pictures_are_copied_as_jpeg() {
 
 #[test]
 fn overrides_stay_if_they_are_asked_to() {
+    let _held = SERVER.hold();
     let server = Server::start(&[]);
     let body = with(
         small(),
@@ -272,6 +278,7 @@ fn overrides_stay_if_they_are_asked_to() {
 
 #[test]
 fn an_infotext_makes_its_picture_again() {
+    let _held = SERVER.hold();
     let server = Server::start(&[]);
     std::fs::write(
         server.data().join("styles.csv"),
@@ -307,13 +314,42 @@ fn an_infotext_makes_its_picture_again() {
 
 #[test]
 fn remarks_are_in_the_answer_and_in_the_log() {
+    let server = SERVER.hold();
     let body = with(small(), json!({ "prompt": "apple <lora:nobody:1>" }));
-    let answer = SERVER.post("/sdapi/v1/txt2img", &body).json();
+    let answer = server.post("/sdapi/v1/txt2img", &body).json();
     let comments = answer["parameters"]["comments"].as_object().unwrap();
     let comment = comments.keys().next().unwrap();
     assert!(comment.contains("nobody"), "{comment}");
-    assert!(SERVER.log().contains("nobody"), "{}", SERVER.log());
-    assert!(SERVER.post("/sdapi/v1/txt2img", &small()).json()["parameters"]["comments"].is_null());
+    assert!(server.log().contains("nobody"), "{}", server.log());
+    assert!(server.post("/sdapi/v1/txt2img", &small()).json()["parameters"]["comments"].is_null());
+}
+
+#[test]
+fn words_that_an_option_does_not_know_are_refused_when_it_is_set() {
+    let server = SERVER.hold();
+    for (option, wrong, right) in [
+        ("randn_source", "a\0b", "nv"),
+        ("emphasis", "", "No norm"),
+        ("samples_format", "bmp", "webp"),
+        ("hires_fix_refiner_pass", "third pass", "first pass"),
+    ] {
+        let before = server.get("/sdapi/v1/options").json()[option].clone();
+        for (path, body) in [
+            ("/sdapi/v1/options", json!({ option: wrong })),
+            (
+                "/sdapi/v1/txt2img",
+                with(small(), json!({ "override_settings": { option: wrong } })),
+            ),
+        ] {
+            let answer = server.post(path, &body);
+            assert_eq!(answer.status, 422, "{option}: {}", answer.text());
+            assert!(answer.text().contains("one of: "), "{}", answer.text());
+        }
+        assert_eq!(server.get("/sdapi/v1/options").json()[option], before);
+        let overrides = json!({ "override_settings": { option: right } });
+        let answer = server.post("/sdapi/v1/txt2img", &with(small(), overrides));
+        assert_eq!(answer.status, 200, "{option}: {}", answer.text());
+    }
 }
 
 /// Key to default and effect, as the document lists them.
@@ -330,6 +366,7 @@ fn documented() -> BTreeMap<&'static str, (&'static str, &'static str)> {
 
 #[test]
 fn the_document_has_every_option_with_its_default() {
+    let _held = SERVER.hold();
     let documented = documented();
     for (key, _, default) in OPTIONS {
         let (text, _) = documented
@@ -344,6 +381,7 @@ fn the_document_has_every_option_with_its_default() {
 
 #[test]
 fn the_document_says_which_options_are_read() {
+    let _held = SERVER.hold();
     let mut source = String::new();
     for file in files_below(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src")) {
         let name = file.file_name().unwrap().to_string_lossy().into_owned();

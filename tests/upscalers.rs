@@ -87,7 +87,7 @@ fn model(file: &str, tile: usize, overlap: usize) -> PictureUpscaler {
 const REAL: &str = "animevideov3-x4.safetensors";
 
 fn slot() -> UpscalerSlot {
-    UpscalerSlot::new(Device::Cpu, DType::F32, || None)
+    UpscalerSlot::new(Device::Cpu, DType::F32, |_| None)
 }
 
 fn by(factor: f64) -> ExtrasSize {
@@ -268,7 +268,7 @@ fn stopping_takes_effect_between_pieces_and_keeps_what_is_finished() {
 
 #[test]
 fn what_does_not_fit_into_memory_is_refused_before_it_is_allocated() {
-    let slot = UpscalerSlot::new(Device::Cpu, DType::F32, || Some(1 << 20));
+    let slot = UpscalerSlot::new(Device::Cpu, DType::F32, |_| Some(1 << 20));
     let large = RgbImage::from_pixel(512, 512, Rgb([9; 3]));
     let job = extras(vec![large.clone()], model(REAL, 0, 0), by(4.0));
     let error = job

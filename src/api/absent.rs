@@ -16,7 +16,7 @@ const INTERROGATE: &[Field] = &[
 ///
 /// # Errors
 /// Always: 404 without a picture or for an unknown model, else 501.
-pub async fn interrogate(Body(body): Body) -> Result<(), ApiError> {
+pub async fn interrogate(Body(body, _): Body) -> Result<(), ApiError> {
     let model = fields::read(&body, INTERROGATE)?;
     let not_found = |what: &str| Err(ApiError::Http(StatusCode::NOT_FOUND, what.into()));
     if text(&model, "image").is_none_or(str::is_empty) {
@@ -32,7 +32,7 @@ pub async fn interrogate(Body(body): Body) -> Result<(), ApiError> {
 ///
 /// # Errors
 /// Always: 501.
-pub async fn training(Body(body): Body) -> Result<(), ApiError> {
+pub async fn training(Body(body, _): Body) -> Result<(), ApiError> {
     fields::parse_object(&body)?;
     Err(ApiError::not_supported("training"))
 }

@@ -85,7 +85,7 @@ pub async fn refresh(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiErro
 /// 422 without `image`, 400 for something that is no picture.
 pub async fn png_info(
     State(app): State<Arc<App>>,
-    Body(body): Body,
+    Body(body, _): Body,
 ) -> Result<Json<Value>, ApiError> {
     let model = fields::read(&body, PNG_INFO)?;
     let options = app.options.snapshot();

@@ -1,8 +1,9 @@
-//! Connections: how many, how long their heads may take, and how they end.
+//! Connections: how many, how long they may idle, and how they end.
 //!
 //! Invariants: a client holds one of a bounded number of places while it is connected, so memory and file descriptors are
-//! bounded; one that does not send a whole request head within `HEAD_TIME` (or sends nothing more after an answer) loses its
-//! place; at the end, requests under way are answered and idle connections closed.
+//! bounded; when no place is free, the connection that has idled longest gives up its own, so idle ones keep nobody out; one that
+//! does not send a whole request head in time (or nothing more after an answer) is ended; at the end, requests under way are
+//! answered and idle connections closed.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -17,13 +18,14 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-/// How long a request's head may take, and how long a connection may idle: A1111's keep-alive.
-const HEAD_TIME: Duration = Duration::from_secs(30);
+use super::idle::{Idle, Occupant};
+
 /// Bytes of a request's head.
 const HEAD_BYTES: usize = 256 << 10;
 /// Connections at once, if the process may open so many files.
@@ -33,17 +35,18 @@ const OTHER_FILES: usize = 128;
 /// After an error that is the machine's and not a client's.
 const REST: Duration = Duration::from_millis(200);
 
-/// Serves until `stopping` is cancelled, then until the last request is answered.
-pub async fn serve(listener: TcpListener, router: Router, stopping: CancellationToken) {
+/// Serves until `stopping` is cancelled, then until the last request is answered. `keep_alive` is how long a connection may idle
+/// and a request's head may take.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    keep_alive: Duration,
+    stopping: CancellationToken,
+) {
     let places = Arc::new(Semaphore::new(most_connections()));
+    let idle = Arc::new(Idle::default());
     let graceful = GracefulShutdown::new();
     loop {
-        // A place first: whoever has none waits in the machine's own line.
-        let place = tokio::select! {
-            place = places.clone().acquire_owned() => place,
-            () = stopping.cancelled() => break,
-        };
-        let Ok(place) = place else { break };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = stopping.cancelled() => break,
@@ -57,11 +60,21 @@ pub async fn serve(listener: TcpListener, router: Router, stopping: Cancellation
                 continue;
             }
         };
-        let connection = connection(stream, address, router.clone());
+        // Where all are at work, who comes next waits in the machine's own line.
+        let place = tokio::select! {
+            place = place(&places, &idle) => place,
+            () = stopping.cancelled() => break,
+        };
+        let occupant = idle.enter();
+        let left = occupant.left();
+        let connection = connection(stream, address, router.clone(), keep_alive, occupant);
         let watched = graceful.watch(connection);
         tokio::spawn(async move {
-            if let Err(error) = watched.await {
-                tracing::debug!(%address, %error, "connection ended");
+            tokio::select! {
+                ended = watched => if let Err(error) = ended {
+                    tracing::debug!(%address, %error, "connection ended");
+                },
+                () = left.cancelled() => tracing::debug!(%address, "idle connection gave up its place"),
             }
             drop(place);
         });
@@ -70,26 +83,38 @@ pub async fn serve(listener: TcpListener, router: Router, stopping: Cancellation
     graceful.shutdown().await;
 }
 
+/// A free place, that of the longest idle connection if there is no other.
+async fn place(places: &Arc<Semaphore>, idle: &Idle) -> Option<OwnedSemaphorePermit> {
+    if let Ok(place) = places.clone().try_acquire_owned() {
+        return Some(place);
+    }
+    idle.send_away();
+    // The semaphore is never closed.
+    places.clone().acquire_owned().await.ok()
+}
+
 /// One client's requests, one after another.
 fn connection(
     stream: TcpStream,
     address: SocketAddr,
     router: Router,
+    keep_alive: Duration,
+    occupant: Occupant,
 ) -> impl hyper_util::server::graceful::GracefulConnection<Error = hyper::Error> {
     // Answers are written whole; waiting for more to send would only delay them.
     let _ = stream.set_nodelay(true);
     let answer = move |request: hyper::Request<Incoming>| {
-        let router = router.clone();
+        let (router, at_work) = (router.clone(), occupant.at_work());
         async move {
             let mut request: Request = request.map(Body::new);
             request.extensions_mut().insert(ConnectInfo(address));
             let Ok(response) = router.oneshot(request).await;
-            Ok::<_, Infallible>(response)
+            Ok::<_, Infallible>(response.map(|body| at_work.until_sent(body)))
         }
     };
     http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIME)
+        .header_read_timeout(keep_alive)
         .max_buf_size(HEAD_BYTES)
         .serve_connection(TokioIo::new(stream), service_fn(answer))
 }
@@ -103,20 +128,22 @@ fn is_clients(error: &std::io::Error) -> bool {
     )
 }
 
-/// As many as the process may open files, less a reserve.
+/// As many as the process may open files, less a reserve. Takes all files that the machine allows.
 fn most_connections() -> usize {
-    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    places(&limits)
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    // Where that is refused, the limit before stands.
+    let files = setrlimit(Resource::Nofile, raised).map_or(limit.current, |()| limit.maximum);
+    places(files)
 }
 
-/// Places for connections by the text of `/proc/self/limits`.
-fn places(limits: &str) -> usize {
-    let files = limits
-        .lines()
-        .find_map(|line| line.strip_prefix("Max open files"))
-        .and_then(|line| line.split_whitespace().next()?.parse::<usize>().ok());
+/// Places for connections where `files` may be open; `None` = any number.
+fn places(files: Option<u64>) -> usize {
     files.map_or(MOST_CONNECTIONS, |files| {
-        files
+        (files as usize)
             .saturating_sub(OTHER_FILES)
             .clamp(OTHER_FILES / 2, MOST_CONNECTIONS)
     })
@@ -128,11 +155,9 @@ mod tests {
 
     #[test]
     fn places_leave_files_for_other_things() {
-        let limits =
-            |soft: &str| format!("Limit x\nMax open files            {soft}   4096   files\n");
-        assert_eq!(places(&limits("1024")), 1024 - OTHER_FILES);
-        assert_eq!(places(&limits("1048576")), MOST_CONNECTIONS);
-        assert_eq!(places(&limits("64")), OTHER_FILES / 2);
-        assert_eq!(places(&limits("unlimited")), MOST_CONNECTIONS);
+        assert_eq!(places(Some(1024)), 1024 - OTHER_FILES);
+        assert_eq!(places(Some(1_048_576)), MOST_CONNECTIONS);
+        assert_eq!(places(Some(64)), OTHER_FILES / 2);
+        assert_eq!(places(None), MOST_CONNECTIONS);
     }
 }

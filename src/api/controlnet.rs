@@ -54,7 +54,7 @@ pub async fn settings(State(app): State<Arc<App>>) -> Json<Value> {
 ///
 /// # Errors
 /// 422 in the extension's words for another preprocessor, and without a picture.
-pub async fn detect(Body(body): Body) -> Result<Json<Value>, ApiError> {
+pub async fn detect(Body(body, _): Body) -> Result<Json<Value>, ApiError> {
     let model = fields::read(&body, DETECT)?;
     let refuse = |why: &str| ApiError::Http(StatusCode::UNPROCESSABLE_ENTITY, why.into());
     if model.get("controlnet_module").and_then(Value::as_str) != Some("none") {

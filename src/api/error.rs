@@ -221,6 +221,9 @@ fn engine_answer(error: &engine::Error) -> Response {
                 message,
             );
         }
+        engine::Error::Pipeline(pipeline::Error::OutOfMemory { .. }) => {
+            (StatusCode::INTERNAL_SERVER_ERROR, "OutOfMemoryError")
+        }
         engine::Error::Device { .. }
         | engine::Error::NotDownloaded { .. }
         | engine::Error::Weights(_)

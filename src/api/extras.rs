@@ -99,7 +99,7 @@ struct Prepared {
 pub async fn single(
     State(app): State<Arc<App>>,
     client: Client,
-    Body(body): Body,
+    Body(body, _): Body,
 ) -> Result<Response, ApiError> {
     let made = run(app, client, move |app| {
         let mut model = fields::read(&body, &single_fields())?;
@@ -128,7 +128,7 @@ pub async fn single(
 pub async fn batch(
     State(app): State<Arc<App>>,
     client: Client,
-    Body(body): Body,
+    Body(body, _): Body,
 ) -> Result<Response, ApiError> {
     let made = run(app, client, move |app| {
         let mut model = fields::read(&body, &batch_fields())?;

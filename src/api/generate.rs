@@ -27,7 +27,7 @@ use crate::engine::{self, JobHandle};
 pub async fn txt2img(
     State(app): State<Arc<App>>,
     client: Client,
-    Body(body): Body,
+    Body(body, _): Body,
 ) -> Result<Response, ApiError> {
     run(app, (client, body), Tab::Txt2img, resolve::txt2img).await
 }
@@ -39,7 +39,7 @@ pub async fn txt2img(
 pub async fn img2img(
     State(app): State<Arc<App>>,
     client: Client,
-    Body(body): Body,
+    Body(body, _): Body,
 ) -> Result<Response, ApiError> {
     run(app, (client, body), Tab::Img2img, resolve::img2img).await
 }

@@ -53,7 +53,7 @@ struct Submission {
 pub async fn submit(
     State(app): State<Arc<App>>,
     client: Client,
-    Body(body): Body,
+    Body(body, _): Body,
 ) -> Result<Response, ApiError> {
     let runtime = tokio::runtime::Handle::current();
     blocking(move || {

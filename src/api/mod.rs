@@ -20,6 +20,7 @@ pub mod fields;
 pub mod generate;
 pub mod gradio;
 pub mod hires;
+pub mod idle;
 pub mod image_source;
 pub mod infotext;
 pub mod init_images;
@@ -36,6 +37,7 @@ pub mod network_pages;
 pub mod networks;
 pub mod openai;
 pub mod openapi;
+pub mod option_choices;
 pub mod options;
 pub mod options_table;
 pub mod outbound;
@@ -67,6 +69,7 @@ use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use serde_json::{Map, Value};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -87,6 +90,8 @@ pub struct App {
     pub config: Config,
     /// Jobs that outlive their requests.
     pub jobs: job_runner::Jobs,
+    /// MiB that request bodies may take.
+    pub body_memory: Arc<Semaphore>,
     /// Work that must end before the process does, whether its client waits or not.
     pub tasks: TaskTracker,
     /// Cancelled when the process is to end.
@@ -122,11 +127,13 @@ impl App {
             Readiness::Ready
         };
         let readiness = RwLock::new(readiness);
+        let body_memory = Arc::new(Semaphore::new(config.server.body_memory_mib as usize));
         Arc::new(Self {
             engine,
             options,
             config,
             jobs: job_runner::Jobs::new(history),
+            body_memory,
             tasks: TaskTracker::new(),
             shutdown,
             readiness,

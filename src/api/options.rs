@@ -9,7 +9,8 @@ use std::sync::{Mutex, PoisonError, RwLock};
 use serde_json::{Map, Value};
 
 use super::error::{ApiError, Problem};
-use super::fields::{self, Default};
+use super::fields::{self, Default, Kind};
+use super::option_choices;
 use super::options_table::{OPTIONS, RESTRICTED, find};
 use crate::engine::hashes::replace_file;
 
@@ -133,10 +134,10 @@ impl OptionStore {
             if value.is_null() {
                 continue;
             }
-            if let Ok(value) = fields::coerce(name, *kind, value) {
+            if let Ok(value) = coerce(name, *kind, value) {
                 options.set(name, value);
             } else {
-                tracing::warn!(key, path = %path.display(), "option of a wrong type ignored");
+                tracing::warn!(key, path = %path.display(), "option of a wrong type or value ignored");
             }
         }
         Ok(Self {
@@ -200,7 +201,7 @@ pub fn check(sent: Map<String, Value>) -> Result<Map<String, Value>, Vec<Problem
             None => tracing::warn!(key, "unknown option ignored"),
             Some(_) if RESTRICTED.contains(&key.as_str()) => {}
             Some(_) if value.is_null() => drop(good.insert(key, Value::Null)),
-            Some((name, kind, _)) => match fields::coerce(name, *kind, value) {
+            Some((name, kind, _)) => match coerce(name, *kind, value) {
                 Ok(value) => drop(good.insert(key, value)),
                 Err(mut found) => problems.append(&mut found),
             },
@@ -211,6 +212,12 @@ pub fn check(sent: Map<String, Value>) -> Result<Map<String, Value>, Vec<Problem
     } else {
         Err(problems)
     }
+}
+
+/// A value in the type and, where there are few, one of the words of its key.
+fn coerce(name: &str, kind: Kind, value: Value) -> Result<Value, Vec<Problem>> {
+    let value = fields::coerce(name, kind, value)?;
+    option_choices::keep(name, value).map_err(|problem| vec![problem])
 }
 
 fn read_file(path: &PathBuf) -> Result<Map<String, Value>, OpenError> {

@@ -65,7 +65,7 @@ pub async fn skip(State(app): State<Arc<App>>) -> Json<Value> {
 /// A field of a wrong type, or no `id_task`.
 pub async fn task_progress(
     State(app): State<Arc<App>>,
-    Body(body): Body,
+    Body(body, _): Body,
 ) -> Result<Json<Value>, ApiError> {
     let model = fields::read(&body, TASK_PROGRESS)?;
     let Some(id) = text(&model, "id_task") else {

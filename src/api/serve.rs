@@ -71,7 +71,9 @@ pub async fn run(listener: TcpListener, app: Arc<App>) -> std::io::Result<()> {
     }
     let stopping = app.shutdown.clone();
     internals::note_start(begun);
-    let server = tokio::spawn(connections::serve(listener, router(&app), stopping));
+    let keep_alive = Duration::from_secs(app.config.server.keep_alive_s);
+    let server = connections::serve(listener, router(&app), keep_alive, stopping);
+    let server = tokio::spawn(server);
     app.shutdown.cancelled().await;
     let grace = Duration::from_secs(app.config.server.shutdown_grace_s);
     app.engine.shut_down(grace).await;

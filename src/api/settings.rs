@@ -28,7 +28,7 @@ pub async fn get_options(State(app): State<Arc<App>>) -> Json<Value> {
 /// 422 for a wrong type, 500 in A1111's form for an unknown checkpoint or if settings are frozen.
 pub async fn set_options(
     State(app): State<Arc<App>>,
-    Body(body): Body,
+    Body(body, _): Body,
 ) -> Result<Json<Value>, ApiError> {
     if app.config.server.freeze_settings {
         return Err(ApiError::failure(

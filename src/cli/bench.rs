@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::{Common, Stop, load_config, print};
 use crate::config::{Config, DtypeChoice};
-use crate::engine::backend::{cpu_dtype, prepare_cpu};
+use crate::engine::backend::prepare_cpu;
 use crate::engine::models::Catalog;
 use crate::nn::Placement;
 use crate::nn::cpu::peak::peak;
@@ -120,8 +120,7 @@ fn place(args: &BenchArgs, config: &Config) -> Result<Placement, Stop> {
     device.threads = args.threads.unwrap_or(device.threads);
     prepare_cpu(&device).map_err(Stop::usage)?;
     let dtype = match args.dtype.unwrap_or(device.dtype) {
-        DtypeChoice::Auto => cpu_dtype().0,
-        DtypeChoice::F32 => DType::F32,
+        DtypeChoice::Auto | DtypeChoice::F32 => DType::F32,
         DtypeChoice::Bf16 => DType::BF16,
         DtypeChoice::F16 => {
             return Err(Stop::usage_text(

@@ -67,7 +67,7 @@ pub(super) const FLAGS: &[Row] = &[
     ("tls-keyfile", Arity::One, TLS),
     ("tls-certfile", Arity::One, TLS),
     ("disable-tls-verify", Arity::None, Act::Silent),
-    ("timeout-keep-alive", Arity::One, Act::Silent),
+    ("timeout-keep-alive", Arity::One, Act::Set("server.keep_alive_s", Kind::Int)),
     ("data-dir", Arity::One, Act::DataDir),
     ("forge-ref-a1111-home", Arity::One, Act::DataDir),
     ("models-dir", Arity::One, Act::Set("paths.models_dir", Kind::Text)),

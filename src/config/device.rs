@@ -1,4 +1,5 @@
-//! Device and compute type as they are typed: `auto`, `cpu`, `cuda:1`; `auto`, `f32`, `bf16`, `f16`.
+//! Device, compute type and CUDA kernels as they are typed: `auto`, `cpu`, `cuda:1`; `auto`, `f32`, `bf16`, `f16`; `auto`, `own`,
+//! `library`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -65,7 +66,7 @@ impl fmt::Display for DeviceChoice {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", rename_all = "lowercase")]
 pub enum DtypeChoice {
-    /// f16 on CUDA; on the CPU bf16 where it multiplies bf16, else f32.
+    /// f32 on the CPU, f16 on CUDA.
     #[default]
     Auto,
     /// 32-bit float.
@@ -93,6 +94,42 @@ impl FromStr for DtypeChoice {
 }
 
 impl TryFrom<String> for DtypeChoice {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+/// Whose kernels run on CUDA where NVIDIA's libraries have one too.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", rename_all = "lowercase")]
+pub enum CudaKernels {
+    /// Whichever is measured to be faster, shape by shape.
+    #[default]
+    Auto,
+    /// Ours.
+    Own,
+    /// The library's, as far as it has them.
+    Library,
+}
+
+impl FromStr for CudaKernels {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "own" => Ok(Self::Own),
+            "library" => Ok(Self::Library),
+            _ => Err(format!(
+                "unknown CUDA kernels: `{text}`; use `auto`, `own` or `library`"
+            )),
+        }
+    }
+}
+
+impl TryFrom<String> for CudaKernels {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {

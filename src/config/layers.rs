@@ -144,6 +144,7 @@ const ENVIRONMENT: &[(&str, &str, Kind)] = &[
     (env::DTYPE, "device.dtype", Kind::Text),
     (env::THREADS, "device.threads", Kind::Int),
     (env::CPU_ISA, "device.cpu_isa", Kind::Text),
+    (env::CUDA_KERNELS, "device.cuda_kernels", Kind::Text),
     (env::CHECKPOINT, "model.checkpoint", Kind::Text),
     (env::VAE, "model.vae", Kind::Text),
     (env::LOG, "log.level", Kind::Text),

@@ -39,6 +39,14 @@ impl Server {
         }
         let (body, queue) = (self.body_limit_mib >= 1, self.queue_limit >= 1);
         problems.extend(must(body, "server.body_limit_mib", one));
+        let memory = self.body_memory_mib >= self.body_limit_mib;
+        problems.extend(must(memory, "server.body_memory_mib", || {
+            format!(
+                "must be at least `server.body_limit_mib`: `{}`",
+                self.body_memory_mib
+            )
+        }));
+        problems.extend(must(self.keep_alive_s >= 1, "server.keep_alive_s", one));
         problems.extend(must(queue, "server.queue_limit", one));
         problems
     }

@@ -4,11 +4,10 @@
 
 use super::Error;
 use super::checkpoint::Selection;
-use crate::config::{DeviceChoice, DeviceSettings, DtypeChoice};
-use crate::nn::cpu::Isa;
+use crate::config::{CudaKernels, DeviceChoice, DeviceSettings, DtypeChoice};
 use crate::pipeline::{
-    self, Extras, ExtrasRequest, GenerateRequest, Generated, LoadOptions, Observer, Pipeline,
-    UpscalerSlot,
+    self, Extras, ExtrasRequest, GenerateRequest, Generated, KernelChoice, LoadOptions, Observer,
+    Pipeline, UpscalerSlot, cuda,
 };
 
 /// What the device thread needs of the layer below. [`PipelineBackend`] is the real one.
@@ -97,11 +96,10 @@ impl PipelineBackend {
     /// # Errors
     /// [`Error::Device`] says what to choose instead.
     pub fn open(settings: &DeviceSettings) -> Result<Self, Error> {
-        let device = open_device(settings.device)?;
+        let device = open_device(settings)?;
         prepare_cpu(settings)?;
         let (dtype, name) = match (settings.dtype, device.is_cuda()) {
-            (DtypeChoice::Auto, false) => cpu_dtype(),
-            (DtypeChoice::F32, _) => (candle_core::DType::F32, "f32"),
+            (DtypeChoice::Auto, false) | (DtypeChoice::F32, _) => (candle_core::DType::F32, "f32"),
             (DtypeChoice::Auto | DtypeChoice::F16, true) => (candle_core::DType::F16, "f16"),
             (DtypeChoice::Bf16, _) => (candle_core::DType::BF16, "bf16"),
             (DtypeChoice::F16, false) => {
@@ -124,7 +122,7 @@ impl PipelineBackend {
             }
             _ => "cpu".to_string(),
         };
-        let upscalers = UpscalerSlot::new(device.clone(), dtype, memory_of(&device));
+        let upscalers = UpscalerSlot::new(device.clone(), dtype, memory_of);
         Ok(Self {
             device,
             dtype,
@@ -135,17 +133,6 @@ impl PipelineBackend {
             },
             vae_memory: settings.vae_memory_mib.saturating_mul(1 << 20),
         })
-    }
-}
-
-/// What `auto` comes to on this processor: bf16 halves the weights, and is as exact as pictures need, but without its
-/// instruction it is slower than f32.
-#[must_use]
-pub fn cpu_dtype() -> (candle_core::DType, &'static str) {
-    if Isa::chosen().multiplies_bf16() {
-        (candle_core::DType::BF16, "bf16")
-    } else {
-        (candle_core::DType::F32, "f32")
     }
 }
 
@@ -165,12 +152,26 @@ pub fn prepare_cpu(settings: &DeviceSettings) -> Result<(), Error> {
         })
 }
 
-/// How to ask a device for the bytes that may be allocated.
-fn memory_of(device: &candle_core::Device) -> fn() -> Option<u64> {
+impl PipelineBackend {
+    /// Says what would have helped, if that is what went wrong, and leaves the device ready for the next job.
+    fn out_of_memory(&self, model: &Pipeline, error: pipeline::Error) -> pipeline::Error {
+        match error {
+            pipeline::Error::Tensor(source) if cuda::is_out_of_memory(&source) => {
+                model.release_cached();
+                let free = memory_of(&self.device).unwrap_or(0);
+                pipeline::Error::OutOfMemory { free, source }
+            }
+            other => other,
+        }
+    }
+}
+
+/// Bytes that may be allocated on a device.
+fn memory_of(device: &candle_core::Device) -> Option<u64> {
     if device.is_cpu() {
-        free_memory
+        free_memory()
     } else {
-        || None
+        cuda::free_memory(device)
     }
 }
 
@@ -206,22 +207,31 @@ impl Ordinal for candle_core::DeviceLocation {
     }
 }
 
-fn open_device(choice: DeviceChoice) -> Result<candle_core::Device, Error> {
+fn open_device(settings: &DeviceSettings) -> Result<candle_core::Device, Error> {
+    let kernels = match settings.cuda_kernels {
+        CudaKernels::Auto => KernelChoice::Auto,
+        CudaKernels::Own => KernelChoice::Own,
+        CudaKernels::Library => KernelChoice::Library,
+    };
     let open = |ordinal: usize| {
-        candle_core::Device::new_cuda(ordinal).map_err(|error| Error::Device {
+        cuda::open(ordinal, kernels).map_err(|reason| Error::Device {
             device: format!("cuda:{ordinal}"),
-            reason: if cfg!(feature = "cuda") {
-                format!("{error}; use `--device cpu`")
-            } else {
-                "this build has no CUDA support; build with `--features cuda` or use `--device cpu`"
-                    .to_string()
-            },
+            reason: format!("{reason}; or use `--device cpu`"),
         })
     };
-    match choice {
+    match settings.device {
         DeviceChoice::Cuda(ordinal) => open(ordinal),
-        DeviceChoice::Auto if candle_core::utils::cuda_is_available() => open(0),
-        DeviceChoice::Auto | DeviceChoice::Cpu => Ok(candle_core::Device::Cpu),
+        DeviceChoice::Cpu => Ok(candle_core::Device::Cpu),
+        DeviceChoice::Auto => match cuda::unavailable() {
+            None => open(0),
+            Some(reason) => {
+                // Who built without CUDA knows it.
+                if cfg!(feature = "cuda") {
+                    tracing::warn!(%reason, "no CUDA: the CPU computes");
+                }
+                Ok(candle_core::Device::Cpu)
+            }
+        },
     }
 }
 
@@ -237,7 +247,7 @@ impl Backend for PipelineBackend {
     }
 
     fn free_memory(&self) -> Option<u64> {
-        memory_of(&self.device)()
+        memory_of(&self.device)
     }
 
     fn load(&mut self, model: &Selection) -> Result<Pipeline, pipeline::Error> {
@@ -265,7 +275,17 @@ impl Backend for PipelineBackend {
         request: &GenerateRequest,
         observer: &dyn Observer,
     ) -> Result<Generated, pipeline::Error> {
-        model.generate(request, observer)
+        match model.generate(request, observer) {
+            Err(pipeline::Error::Tensor(error)) if cuda::is_out_of_memory(&error) => {
+                tracing::warn!(%error, "out of memory: caches are given back and the job tried again in smaller pieces");
+                model.release_cached();
+                model.set_vae_memory(self.vae_memory / 8);
+                let again = model.generate(request, observer);
+                model.set_vae_memory(self.vae_memory);
+                again.map_err(|error| self.out_of_memory(model, error))
+            }
+            result => result,
+        }
     }
 
     fn upscale(

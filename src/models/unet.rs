@@ -1,9 +1,12 @@
 //! The SDXL UNet (Podell et al. 2023), built from whatever blocks the checkpoint's keys show.
 
+use std::sync::atomic::Ordering;
+
 use candle_core::{Result, Tensor};
 
 use super::build::{Bias, Build};
 use super::unet_blocks::{ResBlock, SpatialTransformer};
+use crate::nn::cuda::Replay;
 use crate::nn::{
     Activation, Conv2d, GroupNorm, Linear, Placement, Rewrite, Sampling, Then, concat_channels,
     sinusoidal_embedding,
@@ -28,6 +31,7 @@ pub struct Unet {
     context: usize,
     vector: usize,
     place: Placement,
+    replay: Replay,
 }
 
 /// The stages behind one entry of `input_blocks` or `output_blocks`.
@@ -126,6 +130,7 @@ impl Unet {
             context: sizes.context,
             vector,
             place: place.clone(),
+            replay: Replay::default(),
         })
     }
 
@@ -206,7 +211,21 @@ impl Unet {
         timesteps: &[f32],
         conditioning: &Conditioning,
     ) -> Result<Tensor> {
-        self.forward_observed(x, timesteps, conditioning, &mut |_, _| {})
+        let (x, t) = (x.to_dtype(self.place.dtype)?, self.sinusoids(timesteps)?);
+        let inputs = [&x, &t, &conditioning.label];
+        let inputs: Vec<&Tensor> = inputs.into_iter().chain(&conditioning.context).collect();
+        let circular = self.place.circular.load(Ordering::Relaxed);
+        self.replay.run(&inputs, u64::from(circular), |inputs| {
+            let [x, t, label, context @ ..] = inputs else {
+                candle_core::bail!("the UNet has three inputs and the context's")
+            };
+            self.denoise(x, t, label, context, &mut |_, _| {})
+        })
+    }
+
+    /// Gives back what [`Self::forward`] keeps for the next step.
+    pub fn release_cached(&self) {
+        self.replay.forget();
     }
 
     /// [`Self::forward`], showing the activation behind each stage (named as its key, `label_emb` and `emb` for the embeddings
@@ -221,13 +240,27 @@ impl Unet {
         conditioning: &Conditioning,
         observe: &mut dyn FnMut(&str, &Tensor),
     ) -> Result<Tensor> {
-        observe("label_emb", &conditioning.label);
-        let emb = self.embed(timesteps, &conditioning.label)?;
+        let (x, t) = (x.to_dtype(self.place.dtype)?, self.sinusoids(timesteps)?);
+        let Conditioning { label, context } = conditioning;
+        self.denoise(&x, &t, label, context, observe)
+    }
+
+    /// From tensors alone, of the UNet's type and on its device: `t` holds the sinusoids of the timesteps.
+    fn denoise(
+        &self,
+        x: &Tensor,
+        t: &Tensor,
+        label: &Tensor,
+        context: &[Tensor],
+        observe: &mut dyn FnMut(&str, &Tensor),
+    ) -> Result<Tensor> {
+        observe("label_emb", label);
+        let emb = self.embed(t, label)?;
         observe("emb", &emb);
         // Every residual block begins with this SiLU.
         let emb = emb.silu()?;
-        let mut context = conditioning.context.iter();
-        let mut h = self.conv_in.forward(&x.to_dtype(self.place.dtype)?)?;
+        let mut context = context.iter();
+        let mut h = self.conv_in.forward(x)?;
         observe("input_blocks.0.0", &h);
         let mut skips = vec![h.clone()];
         for (i, block) in self.input_blocks.iter().enumerate() {
@@ -255,17 +288,16 @@ impl Unet {
         self.conv_out.forward(&self.norm_out.forward(&h)?)
     }
 
-    /// `time_embed(t) + label`, `[batch, embedding]`.
-    fn embed(&self, timesteps: &[f32], label: &Tensor) -> Result<Tensor> {
-        // Computed in f32 whatever the weights are: a fractional timestep does not survive f16.
+    /// `[batch, model channels]`. Computed in f32 whatever the weights are: a fractional timestep does not survive f16.
+    fn sinusoids(&self, timesteps: &[f32]) -> Result<Tensor> {
         let t = sinusoidal_embedding(timesteps, self.model_channels);
-        let t = Tensor::from_vec(
-            t,
-            (timesteps.len(), self.model_channels),
-            &self.place.device,
-        )?
-        .to_dtype(self.place.dtype)?;
-        self.time_embed[1].forward_add(&self.time_embed[0].forward(&t)?, label)
+        let shape = (timesteps.len(), self.model_channels);
+        Tensor::from_vec(t, shape, &self.place.device)?.to_dtype(self.place.dtype)
+    }
+
+    /// `time_embed(t) + label`, `[batch, embedding]`.
+    fn embed(&self, t: &Tensor, label: &Tensor) -> Result<Tensor> {
+        self.time_embed[1].forward_add(&self.time_embed[0].forward(t)?, label)
     }
 }
 

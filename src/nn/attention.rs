@@ -3,7 +3,7 @@
 
 use candle_core::{D, Result, Tensor};
 
-use super::{kernels, reference};
+use super::{cuda, kernels, reference};
 
 /// Whether a token sees the tokens after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +24,9 @@ pub fn self_attention(qkv: &Tensor, heads: usize, mask: Mask) -> Result<Tensor> 
     if kernels::fuses_on(qkv) {
         return qkv.apply_op1_no_bwd(&kernels::Attention { heads, causal });
     }
+    if let Some(y) = cuda::self_attention(qkv, heads, mask) {
+        return y;
+    }
     let parts = qkv.chunk(3, D::Minus1)?;
     reference::attention(&parts[0], &parts[1], &parts[2], heads, causal)
 }
@@ -41,6 +44,9 @@ pub fn cross_attention(q: &Tensor, kv: &Tensor, heads: usize) -> Result<Tensor> 
                 causal: false,
             },
         );
+    }
+    if let Some(y) = cuda::cross_attention(q, kv, heads) {
+        return y;
     }
     let parts = kv.chunk(2, D::Minus1)?;
     reference::attention(q, &parts[0], &parts[1], heads, false)

@@ -3,10 +3,11 @@
 //! A dense block feeds each layer all layers before it. The CPU kernel walks its taps input by input, so nothing is copied;
 //! other devices join the inputs first.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{Result, Tensor};
 
+use super::cuda::Second;
 use super::layers::{Conv2d, Placement};
-use super::rewrite::Weight;
+use super::weight::Weight;
 use super::{kernels, reference};
 
 impl Conv2d {
@@ -43,10 +44,8 @@ impl Conv2d {
                 self.op(shape, weight, bias.as_deref(), kernels::Second::Residual)?
                     .run_parts(parts, residual)
             }
-            Weight::Tensors { weight, bias } => {
-                let x = Tensor::cat(parts, D::Minus1)?.contiguous()?;
-                let y = self.activated(&self.composed(&x, weight, bias.as_ref())?)?;
-                residual.map_or(Ok(y.clone()), |residual| y + residual)
+            Weight::Tensors { .. } => {
+                self.run_tensors(parts, residual.map_or(Second::None, Second::Residual))
             }
         }
     }

@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::cpu::Isa;
 use super::cpu::math::Activation;
-use super::cpu::packed::{Columns, Layout, Packed, Precision};
-use super::cpu::rows::Window;
-use super::rewrite::{Origin, Weight};
+use super::cpu::packed::{Columns, Packed, Precision};
+use super::cuda::{self, Epilogue, Second};
+use super::rewrite::Origin;
+use super::weight::Weight;
 use super::window::Sampling;
 use super::{kernels, reference};
 
@@ -51,20 +51,16 @@ impl Placement {
         tensor.to_dtype(self.dtype)
     }
 
-    fn is_fused(&self) -> bool {
+    /// Whether the fused bodies of the CPU compute here.
+    pub(super) fn is_fused(&self) -> bool {
         kernels::fuses(&self.device, self.dtype)
     }
 
-    /// How a weight is packed whose factors lie side by side in runs of `run`.
-    fn layout(&self, columns: Columns, run: usize) -> Layout {
-        let precision = match self.dtype {
+    /// The type in which the CPU packs weights.
+    pub(super) fn precision(&self) -> Precision {
+        match self.dtype {
             DType::BF16 => Precision::Bf16,
             _ => Precision::F32,
-        };
-        Layout {
-            precision,
-            columns,
-            run,
         }
     }
 }
@@ -103,18 +99,8 @@ impl Linear {
         } else {
             Columns::Plain
         };
-        let weight = if place.is_fused() {
-            let layout = place.layout(columns, weight.len() / outputs.max(1));
-            Weight::Packed {
-                weight: Packed::new(Isa::chosen(), weight, outputs, layout, |k| k),
-                bias: bias.map(<[f32]>::to_vec),
-            }
-        } else {
-            Weight::Tensors {
-                weight: place.tensor(weight, &[outputs, weight.len() / outputs.max(1)])?,
-                bias: bias.map(|b| place.tensor(b, &[outputs])).transpose()?,
-            }
-        };
+        let layout = (columns, weight.len() / outputs.max(1));
+        let weight = Weight::new(place, weight, outputs, bias, layout, |k| k)?;
         let origins = Vec::new();
         Ok(Self {
             weight,
@@ -128,12 +114,7 @@ impl Linear {
     /// # Errors
     /// On a shape that does not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        match &self.weight {
-            Weight::Packed { weight, bias } => {
-                x.apply_op1_no_bwd(&self.op(weight, bias.as_deref()))
-            }
-            Weight::Tensors { weight, bias } => self.composed(x, weight, bias.as_ref()),
-        }
+        self.run(x, None)
     }
 
     /// [`Self::forward`] plus `residual`.
@@ -141,11 +122,27 @@ impl Linear {
     /// # Errors
     /// On a shape that does not fit.
     pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        match &self.weight {
-            Weight::Packed { weight, bias } => {
+        self.run(x, Some(residual))
+    }
+
+    fn run(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
+        match (&self.weight, residual) {
+            (Weight::Packed { weight, bias }, None) => {
+                x.apply_op1_no_bwd(&self.op(weight, bias.as_deref()))
+            }
+            (Weight::Packed { weight, bias }, Some(residual)) => {
                 x.apply_op2_no_bwd(residual, &self.op(weight, bias.as_deref()))
             }
-            Weight::Tensors { weight, bias } => self.composed(x, weight, bias.as_ref())? + residual,
+            (Weight::Tensors { weight, bias, .. }, _) => {
+                let epilogue = Epilogue {
+                    bias: bias.as_ref(),
+                    then: self.then,
+                    slopes: None,
+                    second: residual.map_or(Second::None, Second::Residual),
+                };
+                cuda::linear(x, weight, &epilogue)
+                    .unwrap_or_else(|| self.composed(x, weight, bias.as_ref(), residual))
+            }
         }
     }
 
@@ -167,12 +164,19 @@ impl Linear {
         }
     }
 
-    fn composed(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    fn composed(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor> {
         let y = reference::linear(x, weight, bias)?;
-        match self.then {
-            Then::Activate(activation) => reference::activate(&y, activation),
-            Then::Geglu => reference::geglu(&y),
-        }
+        let y = match self.then {
+            Then::Activate(activation) => reference::activate(&y, activation)?,
+            Then::Geglu => reference::geglu_pairs(&y)?,
+        };
+        residual.map_or(Ok(y.clone()), |residual| y + residual)
     }
 }
 
@@ -202,19 +206,9 @@ impl Conv2d {
         sampling: Sampling,
     ) -> Result<Self> {
         let taps = kernel * kernel;
-        let weight = if place.is_fused() {
-            let index = Self::tap_major(inputs, taps);
-            let layout = place.layout(Columns::Plain, inputs);
-            Weight::Packed {
-                weight: Packed::new(Isa::chosen(), weight, outputs, layout, index),
-                bias: bias.map(<[f32]>::to_vec),
-            }
-        } else {
-            Weight::Tensors {
-                weight: place.tensor(weight, &[outputs, inputs, kernel, kernel])?,
-                bias: bias.map(|b| place.tensor(b, &[outputs])).transpose()?,
-            }
-        };
+        let index = Self::tap_major(inputs, taps);
+        let layout = (Columns::Plain, inputs);
+        let weight = Weight::new(place, weight, outputs, bias, layout, index)?;
         Ok(Self {
             weight,
             kernel,
@@ -248,17 +242,7 @@ impl Conv2d {
     /// # Errors
     /// On a shape that does not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        match &self.weight {
-            Weight::Packed { weight, bias } => x.apply_op1_no_bwd(&self.op(
-                x.dims4()?,
-                weight,
-                bias.as_deref(),
-                kernels::Second::Residual,
-            )?),
-            Weight::Tensors { weight, bias } => {
-                self.activated(&self.composed(x, weight, bias.as_ref())?)
-            }
-        }
+        self.run(x, Second::None)
     }
 
     /// [`Self::forward`] plus `residual`, of the output's shape.
@@ -266,20 +250,7 @@ impl Conv2d {
     /// # Errors
     /// On a shape that does not fit.
     pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        match &self.weight {
-            Weight::Packed { weight, bias } => x.apply_op2_no_bwd(
-                residual,
-                &self.op(
-                    x.dims4()?,
-                    weight,
-                    bias.as_deref(),
-                    kernels::Second::Residual,
-                )?,
-            ),
-            Weight::Tensors { weight, bias } => {
-                self.activated(&self.composed(x, weight, bias.as_ref())?)? + residual
-            }
-        }
+        self.run(x, Second::Residual(residual))
     }
 
     /// [`Self::forward`] with `per_image` `[batch, outputs]` added to every pixel before the activation.
@@ -287,19 +258,58 @@ impl Conv2d {
     /// # Errors
     /// On a shape that does not fit.
     pub fn forward_shifted(&self, x: &Tensor, per_image: &Tensor) -> Result<Tensor> {
-        match &self.weight {
-            Weight::Packed { weight, bias } => x.apply_op2_no_bwd(
-                per_image,
-                &self.op(
-                    x.dims4()?,
-                    weight,
-                    bias.as_deref(),
-                    kernels::Second::PerImage,
-                )?,
-            ),
-            Weight::Tensors { weight, bias } => {
-                let shift = per_image.unsqueeze(1)?.unsqueeze(1)?;
-                let y = self.composed(x, weight, bias.as_ref())?;
+        self.run(x, Second::PerImage(per_image))
+    }
+
+    fn run(&self, x: &Tensor, second: Second<'_>) -> Result<Tensor> {
+        let Weight::Packed { weight, bias } = &self.weight else {
+            return self.run_tensors(&[x], second);
+        };
+        let (kind, tensor) = match second {
+            Second::None => (kernels::Second::Residual, None),
+            Second::Residual(tensor) => (kernels::Second::Residual, Some(tensor)),
+            Second::PerImage(tensor) => (kernels::Second::PerImage, Some(tensor)),
+        };
+        let op = self.op(x.dims4()?, weight, bias.as_deref(), kind)?;
+        match tensor {
+            None => x.apply_op1_no_bwd(&op),
+            Some(tensor) => x.apply_op2_no_bwd(tensor, &op),
+        }
+    }
+
+    /// Over pictures with their channels side by side, by candle's tensors.
+    pub(super) fn run_tensors(&self, parts: &[&Tensor], second: Second<'_>) -> Result<Tensor> {
+        let Weight::Tensors { weight, bias, .. } = &self.weight else {
+            candle_core::bail!("conv2d: a packed weight is not for tensors")
+        };
+        let epilogue = Epilogue {
+            bias: bias.as_ref(),
+            then: Then::Activate(self.activation),
+            slopes: self.slopes.as_ref().map(|(_, tensor)| tensor),
+            second,
+        };
+        let sampling = self.sampling;
+        let circular = self.circular.load(Ordering::Relaxed);
+        let window = |shape| sampling.window(shape, self.kernel, circular);
+        if let Some(y) = cuda::conv2d(parts, weight, &epilogue, window) {
+            return y;
+        }
+        let x = match parts {
+            [x] => (*x).clone(),
+            parts => Tensor::cat(parts, candle_core::D::Minus1)?.contiguous()?,
+        };
+        // Back to the checkpoint's order, which candle's convolution takes.
+        let (outputs, k) = (weight.dim(0)?, self.kernel);
+        let weight = weight
+            .reshape((outputs, k, k, ()))?
+            .permute((0, 3, 1, 2))?
+            .contiguous()?;
+        let y = reference::conv2d(&x, &weight, bias.as_ref(), sampling, circular)?;
+        match second {
+            Second::None => self.activated(&y),
+            Second::Residual(residual) => self.activated(&y)? + residual,
+            Second::PerImage(shift) => {
+                let shift = shift.unsqueeze(1)?.unsqueeze(1)?;
                 self.activated(&y.broadcast_add(&shift)?)
             }
         }
@@ -324,23 +334,10 @@ impl Conv2d {
                 weight.inputs() / (self.kernel * self.kernel)
             );
         }
-        let s = self.sampling;
-        let reach = |len: usize| {
-            (len * s.upsample + s.pad + s.pad_after).saturating_sub(self.kernel) / s.stride + 1
-        };
-        let window = Window {
-            batch,
-            height,
-            width,
-            channels,
-            out_height: reach(height),
-            out_width: reach(width),
-            kernel: self.kernel,
-            stride: s.stride,
-            pad: s.pad,
-            upsample: s.upsample,
-            circular: self.circular.load(Ordering::Relaxed),
-        };
+        let circular = self.circular.load(Ordering::Relaxed);
+        let window = self
+            .sampling
+            .window([batch, height, width, channels], self.kernel, circular);
         Ok(kernels::Conv2d {
             weight,
             bias,
@@ -349,21 +346,6 @@ impl Conv2d {
             slopes: self.slopes.as_ref().map(|(values, _)| values.as_slice()),
             second,
         })
-    }
-
-    pub(super) fn composed(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        bias: Option<&Tensor>,
-    ) -> Result<Tensor> {
-        reference::conv2d(
-            x,
-            weight,
-            bias,
-            self.sampling,
-            self.circular.load(Ordering::Relaxed),
-        )
     }
 }
 
@@ -413,6 +395,9 @@ impl GroupNorm {
                 silu: self.silu,
             };
             return x.apply_op3_no_bwd(&self.weight, &self.bias, &op);
+        }
+        if let Some(y) = cuda::group_norm(x, self) {
+            return y;
         }
         let y = reference::group_norm(
             x,
@@ -467,6 +452,9 @@ impl LayerNorm {
                 &kernels::LayerNorm { eps: Self::EPS },
             );
         }
+        if let Some(y) = cuda::layer_norm(x, &self.weight, &self.bias, Self::EPS) {
+            return y;
+        }
         candle_nn::ops::layer_norm(x, &self.weight, &self.bias, Self::EPS)
     }
 }
@@ -478,6 +466,9 @@ impl LayerNorm {
 pub fn concat_channels(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if kernels::fuses_on(a) {
         return a.apply_op2_no_bwd(b, &kernels::Concat);
+    }
+    if let Some(y) = cuda::concat_channels(a, b) {
+        return y;
     }
     Tensor::cat(&[a, b], candle_core::D::Minus1)?.contiguous()
 }

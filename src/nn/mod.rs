@@ -6,6 +6,7 @@
 pub mod attention;
 pub mod block_cache;
 pub mod cpu;
+pub mod cuda;
 mod dense;
 mod group_statistics;
 mod kernels;
@@ -14,6 +15,7 @@ mod product;
 mod reference;
 mod rewrite;
 mod sinusoidal;
+mod weight;
 mod window;
 
 pub use attention::{Mask, cross_attention, self_attention};

@@ -12,10 +12,21 @@ pub(super) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Resu
     bias.map_or(Ok(y.clone()), |b| y.broadcast_add(b))
 }
 
-/// `value * gelu(gate)` of the halves of the last axis.
+/// `value * gelu(gate)` of the halves of the last axis, as checkpoints have them.
+#[cfg(test)]
 pub(super) fn geglu(x: &Tensor) -> Result<Tensor> {
     let halves = x.chunk(2, D::Minus1)?;
     &halves[0] * halves[1].gelu_erf()?
+}
+
+/// `value * gelu(gate)` of values and gates in turn.
+pub(super) fn geglu_pairs(x: &Tensor) -> Result<Tensor> {
+    let mut shape = x.dims().to_vec();
+    let pairs = shape.pop().unwrap_or(0) / 2;
+    shape.extend([pairs, 2]);
+    let pairs = x.reshape(shape)?;
+    let part = |i: usize| pairs.narrow(D::Minus1, i, 1)?.squeeze(D::Minus1);
+    part(0)? * part(1)?.contiguous()?.gelu_erf()?
 }
 
 /// Applies an activation.

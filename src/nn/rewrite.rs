@@ -3,10 +3,12 @@
 //! Invariant: writing a tensor's own values leaves the layer exactly as it was built, bit by bit; so what LoRAs change can be
 //! undone by reading the checkpoint again. A layer knows the tensors behind its rows ([`Origin`]); fused layers have several.
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 
-use super::cpu::packed::Packed;
 use super::layers::{Conv2d, GroupNorm, LayerNorm, Linear};
+#[cfg(test)]
+use super::weight::values;
+use super::weight::{RowOrder, overwrite};
 
 /// The checkpoint tensor behind some rows of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,118 +82,6 @@ impl LayerNorm {
     }
 }
 
-/// A weight matrix with its bias, in the form its device computes with.
-#[derive(Debug, Clone)]
-pub(super) enum Weight {
-    Packed {
-        weight: Packed,
-        bias: Option<Vec<f32>>,
-    },
-    Tensors {
-        weight: Tensor,
-        bias: Option<Tensor>,
-    },
-}
-
-impl Weight {
-    pub(super) fn bytes(&self) -> usize {
-        match self {
-            Self::Packed { weight, .. } => weight.bytes(),
-            Self::Tensors { weight, .. } => weight.elem_count() * weight.dtype().size_in_bytes(),
-        }
-    }
-
-    /// `index` says where in a row of the checkpoint the `k`-th packed value lies.
-    fn write(
-        &mut self,
-        first_row: usize,
-        values: &[f32],
-        index: impl Fn(usize) -> usize + Sync,
-    ) -> Result<()> {
-        match self {
-            Self::Packed { weight, .. } => {
-                check(first_row, values.len(), weight.rows(), weight.inputs())?;
-                weight.replace_rows(first_row, values, index);
-                Ok(())
-            }
-            Self::Tensors { weight, .. } => overwrite(weight, first_row, values),
-        }
-    }
-
-    fn write_bias(&mut self, first_row: usize, values: &[f32]) -> Result<()> {
-        match self {
-            Self::Packed { weight, bias } => {
-                check(first_row, values.len(), weight.rows(), 1)?;
-                let bias = bias.get_or_insert_with(|| vec![0.0; weight.rows()]);
-                bias[first_row..first_row + values.len()].copy_from_slice(values);
-                Ok(())
-            }
-            Self::Tensors { weight, bias } => {
-                if bias.is_none() {
-                    *bias = Some(Tensor::zeros(
-                        weight.dim(0)?,
-                        weight.dtype(),
-                        weight.device(),
-                    )?);
-                }
-                match bias {
-                    Some(bias) => overwrite(bias, first_row, values),
-                    None => Ok(()),
-                }
-            }
-        }
-    }
-
-    fn remove_bias(&mut self) {
-        match self {
-            Self::Packed { bias, .. } => *bias = None,
-            Self::Tensors { bias, .. } => *bias = None,
-        }
-    }
-
-    #[cfg(test)]
-    fn stored(&self) -> Vec<f32> {
-        match self {
-            Self::Packed { weight, bias } => {
-                let bias = bias.as_deref().unwrap_or_default();
-                [weight.stored(), bias.to_vec()].concat()
-            }
-            Self::Tensors { weight, bias } => [Some(weight), bias.as_ref()]
-                .into_iter()
-                .flatten()
-                .flat_map(values)
-                .collect(),
-        }
-    }
-}
-
-#[cfg(test)]
-fn values(t: &Tensor) -> Vec<f32> {
-    let t = t
-        .to_dtype(candle_core::DType::F32)
-        .and_then(|t| t.flatten_all());
-    t.and_then(|t| t.to_vec1()).expect("a tensor on the host")
-}
-
-/// Whether `len` values are whole rows of `row`, from `first_row` on, of `rows`.
-fn check(first_row: usize, len: usize, rows: usize, row: usize) -> Result<()> {
-    if row == 0 || !len.is_multiple_of(row) || first_row + len / row > rows {
-        candle_core::bail!("{len} values from row {first_row} on do not fit {rows} rows of {row}");
-    }
-    Ok(())
-}
-
-/// Writes rows of a tensor in place.
-fn overwrite(tensor: &Tensor, first_row: usize, values: &[f32]) -> Result<()> {
-    let rows = tensor.dim(0)?;
-    let row = tensor.elem_count() / rows.max(1);
-    check(first_row, values.len(), rows, row)?;
-    let mut shape = tensor.dims().to_vec();
-    shape[0] = values.len() / row;
-    let source = Tensor::from_slice(values, shape, tensor.device())?.to_dtype(tensor.dtype())?;
-    tensor.slice_set(&source, 0, first_row)
-}
-
 impl Rewrite for Linear {
     fn origins(&self) -> &[Origin] {
         &self.origins
@@ -222,10 +112,7 @@ impl Rewrite for Conv2d {
 
     fn write_weight(&mut self, first_row: usize, values: &[f32]) -> Result<()> {
         let taps = self.kernel * self.kernel;
-        let inputs = match &self.weight {
-            Weight::Packed { weight, .. } => weight.inputs() / taps,
-            Weight::Tensors { weight, .. } => weight.dim(1)?,
-        };
+        let inputs = self.weight.inputs() / taps;
         self.weight
             .write(first_row, values, Self::tap_major(inputs, taps))
     }
@@ -253,11 +140,11 @@ macro_rules! rewrite_norm {
             }
 
             fn write_weight(&mut self, first_row: usize, values: &[f32]) -> Result<()> {
-                overwrite(&self.weight, first_row, values)
+                overwrite(&self.weight, RowOrder::Plain, first_row, values)
             }
 
             fn write_bias(&mut self, first_row: usize, values: &[f32]) -> Result<()> {
-                overwrite(&self.bias, first_row, values)
+                overwrite(&self.bias, RowOrder::Plain, first_row, values)
             }
 
             /// Norms always have a bias.

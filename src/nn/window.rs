@@ -1,4 +1,6 @@
-//! How a convolution's window moves over its picture; the four ways that the models here know have names.
+//! How a convolution's window moves over a picture, and what size comes out.
+
+use super::cpu::rows::Window;
 
 /// How a convolution's window moves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,4 +39,30 @@ impl Sampling {
         upsample: 2,
         ..Self::SAME
     };
+
+    /// Sizes of a convolution with a square `kernel` over `[batch, height, width, channels]`.
+    pub(super) fn window(
+        self,
+        [batch, height, width, channels]: [usize; 4],
+        kernel: usize,
+        circular: bool,
+    ) -> Window {
+        let reach = |len: usize| {
+            (len * self.upsample + self.pad + self.pad_after).saturating_sub(kernel) / self.stride
+                + 1
+        };
+        Window {
+            batch,
+            height,
+            width,
+            channels,
+            out_height: reach(height),
+            out_width: reach(width),
+            kernel,
+            stride: self.stride,
+            pad: self.pad,
+            upsample: self.upsample,
+            circular,
+        }
+    }
 }

@@ -30,6 +30,7 @@ mod texts;
 pub mod upscale;
 mod vocabulary;
 
+pub use crate::nn::cuda::{KernelChoice, device as cuda};
 pub use autoencoder::{AutoPrecision, Codec, VaeOptions};
 pub use hires::{Hires, HiresSize, HiresUpscaler};
 pub use image_to_image::{ImageResize, InitImage, InpaintMask, MaskedContent};
@@ -96,6 +97,18 @@ pub enum Error {
     /// A tensor operation failed: a programming error or memory exhausted.
     #[error("tensor operation failed")]
     Tensor(#[from] candle_core::Error),
+    /// The device has not enough memory, even after everything cached was given back.
+    #[error(
+        "out of memory on the device, of which {} MiB are free: use a smaller size or batch size, `--dtype f16`, or a smaller \
+         `device.vae_memory_mib`", free / (1 << 20)
+    )]
+    OutOfMemory {
+        /// Bytes that are free.
+        free: u64,
+        /// The allocation that failed.
+        #[source]
+        source: candle_core::Error,
+    },
     /// A picture of the request cannot be prepared.
     #[error(transparent)]
     Picture(#[from] crate::imaging::Error),
@@ -222,7 +235,7 @@ impl Pipeline {
                 Parameterization::Epsilon
             },
             native_size,
-            upscalers: UpscalerSlot::new(options.device.clone(), options.dtype, || None),
+            upscalers: UpscalerSlot::new(options.device.clone(), options.dtype, |_| None),
             kind,
             load_options: options.clone(),
             others: Vec::new(),
@@ -289,6 +302,12 @@ impl Pipeline {
     /// Bytes of activations that a block of the VAE may hold; beyond it the VAE runs in strips.
     pub fn set_vae_memory(&self, bytes: usize) {
         self.autoencoder.set_memory(bytes);
+    }
+
+    /// Gives back what the device keeps for the next step: recordings, and memory that is free but not returned.
+    pub fn release_cached(&self) {
+        self.unet.release_cached();
+        cuda::release_cached(&self.place.device);
     }
 }
 

@@ -23,8 +23,11 @@ pub enum UniPcSkip {
 }
 
 macro_rules! named {
-    ($type:ty, $($variant:ident = $name:literal),+) => {
+    ($type:ty, $count:literal, $($variant:ident = $name:literal),+) => {
         impl $type {
+            /// Every value.
+            pub const ALL: [Self; $count] = [$(Self::$variant),+];
+
             /// The value as A1111's setting spells it.
             #[must_use]
             pub fn name(self) -> &'static str {
@@ -34,15 +37,16 @@ macro_rules! named {
             /// Reads A1111's spelling, in any letter case.
             #[must_use]
             pub fn find(name: &str) -> Option<Self> {
-                [$(Self::$variant),+].into_iter().find(|value| value.name().eq_ignore_ascii_case(name))
+                Self::ALL.into_iter().find(|value| value.name().eq_ignore_ascii_case(name))
             }
         }
     };
 }
 
-named!(UniPcVariant, Bh1 = "bh1", Bh2 = "bh2");
+named!(UniPcVariant, 2, Bh1 = "bh1", Bh2 = "bh2");
 named!(
     UniPcSkip,
+    3,
     TimeUniform = "time_uniform",
     TimeQuadratic = "time_quadratic",
     LogSnr = "logSNR"

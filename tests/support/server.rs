@@ -11,7 +11,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -47,8 +47,6 @@ pub(crate) fn sdgen() -> Command {
     ] {
         command.env_remove(name);
     }
-    // What `auto` comes to depends on the processor.
-    command.env("SDGEN_DTYPE", "f32");
     command
 }
 
@@ -280,6 +278,30 @@ impl Server {
     /// Files below a directory of the data directory, sorted.
     pub(crate) fn files(&self, below: &str) -> Vec<PathBuf> {
         files_below(&self.data().join(below))
+    }
+}
+
+/// A server that the tests of a file share. It lives while one of them holds it; a static one would outlive the test process.
+pub(crate) struct Shared {
+    args: &'static [&'static str],
+    server: Mutex<Weak<Server>>,
+}
+
+impl Shared {
+    pub(crate) const fn new(args: &'static [&'static str]) -> Self {
+        Self {
+            args,
+            server: Mutex::new(Weak::new()),
+        }
+    }
+
+    pub(crate) fn hold(&self) -> Arc<Server> {
+        let mut server = self.server.lock().unwrap_or_else(PoisonError::into_inner);
+        server.upgrade().unwrap_or_else(|| {
+            let started = Arc::new(Server::start(self.args));
+            *server = Arc::downgrade(&started);
+            started
+        })
     }
 }
 

@@ -43,7 +43,7 @@ pub async fn generations(
     State(app): State<Arc<App>>,
     client: Client,
     caller: Caller,
-    Body(body): Body,
+    Body(body, _): Body,
 ) -> Answer {
     run(app, (client, caller), move |app| {
         let model = fields::read(&body, &request::generation_fields())?;
@@ -63,7 +63,7 @@ pub async fn edits(
     client: Client,
     caller: Caller,
     headers: HeaderMap,
-    Body(body): Body,
+    Body(body, _): Body,
 ) -> Answer {
     run(app, (client, caller), move |app| {
         let (sent, files) = read_form(&headers, &body)?;
@@ -82,7 +82,7 @@ pub async fn variations(
     client: Client,
     caller: Caller,
     headers: HeaderMap,
-    Body(body): Body,
+    Body(body, _): Body,
 ) -> Answer {
     run(app, (client, caller), move |app| {
         let (sent, files) = read_form(&headers, &body)?;

@@ -45,7 +45,7 @@ pub fn document(app: &App) -> Value {
             "title": "sdgen",
             "version": env!("CARGO_PKG_VERSION"),
             "description": "Stable Diffusion XL behind A1111's REST API, jobs of its own and OpenAI's images API. \
-                Numbers may be sent as text, fields that are not listed are ignored, `null` means the default.",
+                Numbers may be sent as text, fields that are not listed are ignored, null means the default.",
         },
         "paths": paths,
         "components": {

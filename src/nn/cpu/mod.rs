@@ -115,12 +115,6 @@ impl Isa {
         }
     }
 
-    /// Whether `bf16` products run faster than those of `f32`.
-    #[must_use]
-    pub fn multiplies_bf16(self) -> bool {
-        self == Self::Avx512Bf16
-    }
-
     /// Runs a kernel with this set's instructions.
     #[inline]
     #[allow(unsafe_code, reason = "enters a target_feature function")]

@@ -17,7 +17,7 @@ use crate::weights;
 pub struct UpscalerSlot {
     kept: Arc<Mutex<Option<Kept>>>,
     place: Placement,
-    memory_left: fn() -> Option<u64>,
+    memory_left: fn(&candle_core::Device) -> Option<u64>,
 }
 
 #[derive(Debug)]
@@ -28,13 +28,14 @@ struct Kept {
 }
 
 impl UpscalerSlot {
-    /// Nothing loaded yet. `memory_left` says how many bytes may be allocated, `None` if that is not known. bf16 has too few digits
+    /// Nothing loaded yet. `memory_left` says how many bytes may be allocated on the device, `None` if
+    /// that is not known. bf16 has too few digits
     /// for pictures, so it becomes f32.
     #[must_use]
     pub fn new(
         device: candle_core::Device,
         dtype: DType,
-        memory_left: fn() -> Option<u64>,
+        memory_left: fn(&candle_core::Device) -> Option<u64>,
     ) -> Self {
         let dtype = if dtype == DType::F16 {
             dtype
@@ -58,7 +59,7 @@ impl UpscalerSlot {
     }
 
     pub(super) fn memory_left(&self) -> Option<u64> {
-        (self.memory_left)()
+        (self.memory_left)(&self.place.device)
     }
 
     /// The upscaler of a file, loaded unless it is the kept one and its file has not changed.

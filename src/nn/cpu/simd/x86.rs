@@ -1,9 +1,9 @@
 //! The vectors of x86-64: AVX2, AVX-512 (F, BW, DQ, VL) and AVX-512 with `bf16` products.
 
 use std::arch::x86_64::{
-    __m128, __m128i, __m256, __m256i, __m512, __m512i, _CMP_UNORD_Q, _MM_FROUND_NO_EXC,
-    _MM_FROUND_TO_NEAREST_INT, _mm_add_ps, _mm_cvtss_f32, _mm_loadu_si128, _mm_max_ps,
-    _mm_movehl_ps, _mm_shuffle_ps, _mm_storeu_si128, _mm256_add_epi32, _mm256_add_ps,
+    __m128, __m128i, __m256, __m256bh, __m256i, __m512, __m512bh, __m512i, _CMP_UNORD_Q,
+    _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm_add_ps, _mm_cvtss_f32, _mm_loadu_si128,
+    _mm_max_ps, _mm_movehl_ps, _mm_shuffle_ps, _mm_storeu_si128, _mm256_add_epi32, _mm256_add_ps,
     _mm256_and_ps, _mm256_and_si256, _mm256_blendv_epi8, _mm256_castps_si256,
     _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cmp_ps,
     _mm256_cvtepu16_epi32, _mm256_cvtps_epi32, _mm256_div_ps, _mm256_extractf128_ps,
@@ -78,7 +78,14 @@ macro_rules! avx512 {
 }
 
 avx512!(Avx512:);
-avx512!(Avx512Bf16: dot_pairs(a: __m512, b: __m512, c: __m512) -> __m512 = _mm512_dpbf16_ps(c, transmute(a), transmute(b)););
+avx512!(Avx512Bf16: dot_pairs(a: __m512, b: __m512, c: __m512) -> __m512 = _mm512_dpbf16_ps(c, pairs(a), pairs(b)););
+
+/// The same bits as pairs of `bf16`.
+#[inline(always)]
+fn pairs(v: __m512) -> __m512bh {
+    // SAFETY: both types are 512 bits, of any pattern.
+    unsafe { transmute::<__m512, __m512bh>(v) }
+}
 
 #[inline(always)]
 unsafe fn widen16(x: __m256i) -> __m512 {
@@ -90,7 +97,7 @@ impl Avx512Bf16 {
     #[inline(always)]
     unsafe fn narrowed(v: __m512) -> __m256i {
         // SAFETY: AVX-512-BF16 is the caller's promise; both types are 256 bits.
-        unsafe { transmute(_mm512_cvtneps_pbh(v)) }
+        unsafe { transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v)) }
     }
 }
 

@@ -1,0 +1,10 @@
+#include "../fp8.cu"
+
+#include "launch.h"
+
+int main() {
+    return emulation::run({
+        ENTRIES(quantise_rows)
+        ENTRIES(dequantise)
+    });
+}

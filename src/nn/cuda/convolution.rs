@@ -1,0 +1,350 @@
+//! Convolutions: the one place that decides between cuDNN and our kernel.
+//!
+//! Ours reads two pictures side by side, enlarged or wrapped, and does every epilogue in one launch. The library's graph is convolution,
+//! residual or shift, bias, with everything between them in f32; an enlargement before it is a pass of ours. The library's f32
+//! convolutions round to TF32, so f32 is ours alone.
+
+use candle_core::{Result, Tensor, bail};
+
+use super::cudnn::{self, Attribute, Descriptor, Place, SINGLE, TensorOf};
+use super::elementwise;
+use super::engine::{Arg, Engine};
+use super::geometry::{Kind, ProductShape, WindowShape, activation_number};
+use super::operand::{Operand, nullable, result};
+use super::{Epilogue, Second};
+use crate::nn::cpu::rows::Window;
+use crate::nn::layers::Then;
+
+/// What a plan is made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    kind: Kind,
+    shape: ProductShape,
+    bias: bool,
+    slopes: bool,
+    second: Added,
+}
+
+/// [`Second`] without its tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Added {
+    Nothing,
+    Residual,
+    Shift,
+}
+
+/// The library's way; without a plan ours runs.
+pub(super) struct Plan(cudnn::Plan);
+
+/// A layer's operands and result shape.
+pub(super) struct Call {
+    key: Key,
+    window: WindowShape,
+    parts: Vec<Operand>,
+    weight: Operand,
+    bias: Option<Operand>,
+    slopes: Option<Operand>,
+    second: Option<Operand>,
+    out: [usize; 4],
+}
+
+/// Names of the tensors in the library's graph.
+const X: i64 = 1;
+const WEIGHT: i64 = 2;
+const SECOND: i64 = 3;
+const BIAS: i64 = 4;
+const OUT: i64 = 5;
+const BETWEEN: i64 = 10;
+
+impl Call {
+    pub(super) fn new(
+        kind: Kind,
+        parts: &[&Tensor],
+        weight: &Tensor,
+        epilogue: &Epilogue<'_>,
+        window: impl FnOnce([usize; 4]) -> Window,
+    ) -> Result<Self> {
+        // Ours takes two pictures.
+        let joined;
+        let parts = match parts {
+            [_] | [_, _] => parts.to_vec(),
+            many => {
+                joined = Tensor::cat(many, candle_core::D::Minus1)?;
+                vec![&joined]
+            }
+        };
+        let (batch, height, width, first) = parts[0].dims4()?;
+        let second_channels = match parts.get(1) {
+            Some(part) if part.dims()[..3] != parts[0].dims()[..3] => {
+                bail!("conv2d: {:?} beside {:?}", part.shape(), parts[0].shape())
+            }
+            Some(part) => part.dims4()?.3,
+            None => 0,
+        };
+        let window = WindowShape::from(window([batch, height, width, first + second_channels]));
+        let Then::Activate(activation) = epilogue.then else {
+            bail!("conv2d: a gated convolution")
+        };
+        let (n, k) = weight.dims2()?;
+        let out = [batch, window.out[0], window.out[1], n];
+        let shape = ProductShape {
+            m: batch * window.out[0] * window.out[1],
+            n,
+            channels: [first, second_channels],
+            window: Some(window),
+            rows_per_image: window.out[0] * window.out[1],
+            activation: activation_number(activation),
+            geglu: false,
+        };
+        if shape.k() != k {
+            bail!(
+                "conv2d: {} channels, weight takes {k} values",
+                first + second_channels
+            );
+        }
+        let (added, second, wanted): (_, _, &[usize]) = match epilogue.second {
+            Second::None => (Added::Nothing, None, &[]),
+            Second::Residual(tensor) => (Added::Residual, Some(tensor), &out),
+            Second::PerImage(tensor) => (Added::Shift, Some(tensor), &[batch, n]),
+        };
+        if second.is_some_and(|second| second.dims() != wanted) {
+            bail!("conv2d: {:?} added to {out:?}", second.map(Tensor::shape));
+        }
+        let x = parts[0];
+        let like = |tensor: Option<&Tensor>| tensor.map(|t| Operand::like(t, x)).transpose();
+        Ok(Self {
+            key: Key {
+                kind,
+                shape,
+                bias: epilogue.bias.is_some(),
+                slopes: epilogue.slopes.is_some(),
+                second: added,
+            },
+            window,
+            weight: Operand::like(weight, x)?,
+            bias: like(epilogue.bias)?,
+            slopes: like(epilogue.slopes)?,
+            second: like(second)?,
+            parts: parts
+                .iter()
+                .map(|part| Operand::like(part, x))
+                .collect::<Result<_>>()?,
+            out,
+        })
+    }
+
+    /// Queues the layer by the fastest way known for its shape.
+    pub(super) fn run(&self, engine: &mut Engine) -> Result<Tensor> {
+        if !engine.convolutions.contains_key(&self.key) && !engine.is_capturing() {
+            let plans = match &engine.dnn {
+                Some(library) if self.key.is_for_library() => {
+                    self.plans(library).unwrap_or_else(|error| {
+                        tracing::debug!(key = ?self.key, %error, "cuDNN has no plan");
+                        Vec::new()
+                    })
+                }
+                _ => Vec::new(),
+            };
+            let best = engine.choose(self.key.kind, plans, |engine, plan| {
+                self.queue(engine, plan)
+            })?;
+            engine.convolutions.insert(self.key, best);
+        }
+        // Taken out for the run, because the run needs the engine too.
+        let plan = engine.convolutions.remove(&self.key);
+        let out = self.queue(engine, plan.as_ref().and_then(Option::as_ref));
+        if let Some(plan) = plan {
+            engine.convolutions.insert(self.key, plan);
+        }
+        Ok(out?.into())
+    }
+
+    fn queue(&self, engine: &mut Engine, plan: Option<&Plan>) -> Result<Operand> {
+        match plan {
+            Some(Plan(plan)) => self.by_library(engine, plan),
+            None => self.by_ours(engine),
+        }
+    }
+
+    fn by_ours(&self, engine: &mut Engine) -> Result<Operand> {
+        let Key {
+            kind,
+            shape,
+            second,
+            ..
+        } = self.key;
+        let out = result(engine.device(), kind, &self.out)?;
+        let (tile, grid) = shape.grid(kind, engine.multiprocessors);
+        let added = |kind| nullable(self.second.as_ref().filter(|_| second == kind));
+        let args = [
+            Arg::Address(self.parts[0].address()),
+            Arg::Address(nullable(self.parts.get(1))),
+            Arg::Address(self.weight.address()),
+            Arg::Address(nullable(self.bias.as_ref())),
+            Arg::Address(added(Added::Shift)),
+            Arg::Address(nullable(self.slopes.as_ref())),
+            Arg::Address(added(Added::Residual)),
+            Arg::Address(out.address()),
+            Arg::Shape(shape.words()),
+        ];
+        engine.launch(
+            &format!("conv_{tile}x{tile}_{}", kind.suffix()),
+            grid,
+            &args,
+        )?;
+        Ok(out)
+    }
+
+    fn by_library(&self, engine: &mut Engine, plan: &cudnn::Plan) -> Result<Operand> {
+        let enlarged;
+        let x = if self.window.upsample == 2 {
+            enlarged = elementwise::upsample(engine, self.key.kind, &self.parts[0])?;
+            &enlarged
+        } else {
+            &self.parts[0]
+        };
+        let out = result(engine.device(), self.key.kind, &self.out)?;
+        let mut at = vec![
+            (X, x.address()),
+            (WEIGHT, self.weight.address()),
+            (OUT, out.address()),
+        ];
+        at.extend(
+            self.second
+                .as_ref()
+                .map(|second| (SECOND, second.address())),
+        );
+        at.extend(self.bias.as_ref().map(|bias| (BIAS, bias.address())));
+        plan.run(engine, &at)?;
+        Ok(out)
+    }
+
+    /// The library's graph: `x * weight [+ second] [+ bias]`.
+    fn plans(&self, library: &cudnn::Dnn) -> Result<Vec<Plan>> {
+        let w = self.window;
+        let [batch, height, width, outputs] = self.out.map(|n| n as i64);
+        let channels = self.key.shape.channels[0] as i64;
+        let [from_height, from_width] = w.size.map(|side| (side * w.upsample) as i64);
+        let (kernel, stride, pad) = (w.kernel as i64, w.stride as i64, w.pad as i64);
+        let image = |id, place, dims: [i64; 4]| tensor(self.key.kind, id, place, dims);
+        let x = image(X, Place::Device, [batch, channels, from_height, from_width])?;
+        let weight = image(WEIGHT, Place::Device, [outputs, channels, kernel, kernel])?;
+        let after = |out: i64, from: i64| (out - 1) * stride + kernel - from - pad;
+        let convolution = Descriptor::new(cudnn::Kind::CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR)?
+            .data_type(Attribute::CUDNN_ATTR_CONVOLUTION_COMP_TYPE, SINGLE)?
+            .cross_correlation(Attribute::CUDNN_ATTR_CONVOLUTION_CONV_MODE)?
+            .integers(Attribute::CUDNN_ATTR_CONVOLUTION_SPATIAL_DIMS, &[2])?
+            .integers(Attribute::CUDNN_ATTR_CONVOLUTION_DILATIONS, &[1, 1])?
+            .integers(
+                Attribute::CUDNN_ATTR_CONVOLUTION_FILTER_STRIDES,
+                &[stride, stride],
+            )?
+            .integers(Attribute::CUDNN_ATTR_CONVOLUTION_PRE_PADDINGS, &[pad, pad])?
+            .integers(
+                Attribute::CUDNN_ATTR_CONVOLUTION_POST_PADDINGS,
+                &[after(height, from_height), after(width, from_width)],
+            )?
+            .finalise()?;
+        let mut terms = Vec::new();
+        match self.key.second {
+            Added::Nothing => {}
+            Added::Residual => {
+                terms.push(image(
+                    SECOND,
+                    Place::Device,
+                    [batch, outputs, height, width],
+                )?);
+            }
+            Added::Shift => terms.push(image(SECOND, Place::Device, [batch, outputs, 1, 1])?),
+        }
+        if self.key.bias {
+            terms.push(image(BIAS, Place::Device, [1, outputs, 1, 1])?);
+        }
+        // The product, then the sum after each term; the last one is the result.
+        let sums = (0..=terms.len()).map(|i| {
+            let (id, place) = if i == terms.len() {
+                (OUT, Place::Device)
+            } else {
+                (BETWEEN + i as i64, Place::Nowhere)
+            };
+            image(id, place, [batch, outputs, height, width])
+        });
+        let sums = sums.collect::<Result<Vec<_>>>()?;
+        let mut nodes = vec![
+            Descriptor::new(cudnn::Kind::CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR)?
+                .descriptors(Attribute::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_X, &[&x])?
+                .descriptors(
+                    Attribute::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_W,
+                    &[&weight],
+                )?
+                .descriptors(
+                    Attribute::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_Y,
+                    &[&sums[0]],
+                )?
+                .descriptors(
+                    Attribute::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_CONV_DESC,
+                    &[&convolution],
+                )?
+                .float(
+                    Attribute::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_ALPHA,
+                    1.0,
+                )?
+                .float(
+                    Attribute::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_BETA,
+                    0.0,
+                )?
+                .finalise()?,
+        ];
+        let addition = Descriptor::new(cudnn::Kind::CUDNN_BACKEND_POINTWISE_DESCRIPTOR)?
+            .addition(Attribute::CUDNN_ATTR_POINTWISE_MODE)?
+            .data_type(Attribute::CUDNN_ATTR_POINTWISE_MATH_PREC, SINGLE)?
+            .finalise()?;
+        for (i, term) in terms.iter().enumerate() {
+            nodes.push(sum(&addition, [&sums[i], term, &sums[i + 1]])?);
+        }
+        let mut parts = vec![x, weight, convolution, addition];
+        parts.extend(terms);
+        parts.extend(sums);
+        Ok(library.plans(nodes, parts)?.into_iter().map(Plan).collect())
+    }
+}
+
+impl Key {
+    fn is_for_library(&self) -> bool {
+        let plain = self
+            .shape
+            .window
+            .is_some_and(|w| !w.circular && w.upsample <= 2);
+        self.kind != Kind::F32
+            && plain
+            && self.shape.channels[1] == 0
+            && self.shape.activation == 0
+            && !self.slopes
+    }
+}
+
+/// `a + b = out`.
+fn sum(addition: &Descriptor, [a, b, out]: [&Descriptor; 3]) -> Result<Descriptor> {
+    Descriptor::new(cudnn::Kind::CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR)?
+        .descriptors(
+            Attribute::CUDNN_ATTR_OPERATION_POINTWISE_PW_DESCRIPTOR,
+            &[addition],
+        )?
+        .descriptors(Attribute::CUDNN_ATTR_OPERATION_POINTWISE_XDESC, &[a])?
+        .descriptors(Attribute::CUDNN_ATTR_OPERATION_POINTWISE_BDESC, &[b])?
+        .descriptors(Attribute::CUDNN_ATTR_OPERATION_POINTWISE_YDESC, &[out])?
+        .finalise()
+}
+
+/// `[batch, channels, height, width]` by name, channels last in memory.
+fn tensor(kind: Kind, id: i64, place: Place, dims: [i64; 4]) -> Result<Descriptor> {
+    let [_, channels, height, width] = dims;
+    TensorOf {
+        id,
+        kind,
+        dims: &dims,
+        strides: &[height * width * channels, 1, width * channels, channels],
+        place,
+    }
+    .build()
+}

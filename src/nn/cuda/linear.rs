@@ -1,0 +1,197 @@
+//! Linear layers: the one place that decides between cublasLt and our kernel, and what the epilogue costs with either.
+//!
+//! Ours does everything in one launch. The library adds bias and residual; what it cannot (an exact GELU, gating, a residual after an
+//! activation) is one more pass by a kernel of ours.
+
+use candle_core::{Result, Tensor, bail};
+
+use super::elementwise;
+use super::engine::{Arg, Engine};
+use super::geometry::{Kind, ProductShape, activation_number};
+use super::lt::{Addresses, Algorithm, Matmul};
+use super::operand::{Operand, nullable, result};
+use super::{Epilogue, Second};
+use crate::nn::layers::Then;
+
+/// What a plan is made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    kind: Kind,
+    shape: ProductShape,
+    bias: bool,
+    residual: bool,
+}
+
+/// The library's way; without a plan ours runs.
+pub(super) struct Plan(Algorithm);
+
+/// A layer's operands and result shape.
+pub(super) struct Call {
+    key: Key,
+    x: Operand,
+    weight: Operand,
+    bias: Option<Operand>,
+    residual: Option<Operand>,
+    out: Vec<usize>,
+}
+
+impl Call {
+    /// `x` `[..., k]`, `weight` `[n, k]`.
+    pub(super) fn new(
+        kind: Kind,
+        x: &Tensor,
+        weight: &Tensor,
+        epilogue: &Epilogue<'_>,
+    ) -> Result<Self> {
+        let (n, k) = weight.dims2()?;
+        let mut out = x.dims().to_vec();
+        if out.pop() != Some(k) {
+            bail!("linear: {:?} by a weight of {k} inputs", x.shape());
+        }
+        let residual = match epilogue.second {
+            Second::None => None,
+            Second::Residual(tensor) => Some(tensor),
+            Second::PerImage(_) => bail!("linear: a shift per image"),
+        };
+        let (activation, geglu) = match epilogue.then {
+            Then::Activate(activation) => (activation_number(activation), false),
+            Then::Geglu => (0, true),
+        };
+        let shape = ProductShape {
+            m: x.elem_count() / k.max(1),
+            n,
+            channels: [k, 0],
+            window: None,
+            rows_per_image: 0,
+            activation,
+            geglu,
+        };
+        out.push(shape.outputs());
+        if residual.is_some_and(|residual| residual.dims() != out.as_slice()) {
+            bail!(
+                "linear: a residual {:?} for {out:?}",
+                residual.map(Tensor::shape)
+            );
+        }
+        let like = |tensor: Option<&Tensor>| tensor.map(|t| Operand::like(t, x)).transpose();
+        Ok(Self {
+            key: Key {
+                kind,
+                shape,
+                bias: epilogue.bias.is_some(),
+                residual: residual.is_some(),
+            },
+            x: Operand::new(x)?,
+            weight: Operand::like(weight, x)?,
+            bias: like(epilogue.bias)?,
+            residual: like(residual)?,
+            out,
+        })
+    }
+
+    /// Queues the layer by the fastest way known for its shape.
+    pub(super) fn run(&self, engine: &mut Engine) -> Result<Tensor> {
+        if !engine.linear.contains_key(&self.key) && !engine.is_capturing() {
+            let suggestions = match &engine.lt {
+                Some(library) => library.suggestions(self.key.matmul())?,
+                None => Vec::new(),
+            };
+            let plans = suggestions.into_iter().map(Plan).collect();
+            let best = engine.choose(self.key.kind, plans, |engine, plan| {
+                self.queue(engine, plan)
+            })?;
+            engine.linear.insert(self.key, best);
+        }
+        // Taken out for the run, because the run needs the engine too.
+        let plan = engine.linear.remove(&self.key);
+        let out = self.queue(engine, plan.as_ref().and_then(Option::as_ref));
+        if let Some(plan) = plan {
+            engine.linear.insert(self.key, plan);
+        }
+        Ok(out?.into())
+    }
+
+    fn queue(&self, engine: &mut Engine, plan: Option<&Plan>) -> Result<Operand> {
+        match plan {
+            Some(Plan(algorithm)) => self.by_library(engine, algorithm),
+            None => self.by_ours(engine),
+        }
+    }
+
+    fn by_ours(&self, engine: &mut Engine) -> Result<Operand> {
+        let Key { kind, shape, .. } = self.key;
+        let out = result(engine.device(), kind, &self.out)?;
+        let (tile, grid) = shape.grid(kind, engine.multiprocessors);
+        let args = [
+            Arg::Address(self.x.address()),
+            Arg::Address(0),
+            Arg::Address(self.weight.address()),
+            Arg::Address(nullable(self.bias.as_ref())),
+            Arg::Address(0),
+            Arg::Address(0),
+            Arg::Address(nullable(self.residual.as_ref())),
+            Arg::Address(out.address()),
+            Arg::Shape(shape.words()),
+        ];
+        engine.launch(
+            &format!("linear_{tile}x{tile}_{}", kind.suffix()),
+            grid,
+            &args,
+        )?;
+        Ok(out)
+    }
+
+    fn by_library(&self, engine: &mut Engine, algorithm: &Algorithm) -> Result<Operand> {
+        let Key { kind, shape, .. } = self.key;
+        let product = result(engine.device(), kind, &[shape.m, shape.n])?;
+        algorithm.run(
+            engine,
+            Addresses {
+                x: self.x.address(),
+                weight: self.weight.address(),
+                bias: nullable(self.bias.as_ref()),
+                residual: nullable(self.residual.as_ref()),
+                out: product.address(),
+            },
+        )?;
+        let late = self
+            .residual
+            .as_ref()
+            .filter(|_| !self.key.matmul().residual);
+        if shape.geglu {
+            let out = result(engine.device(), kind, &self.out)?;
+            elementwise::geglu_pairs(engine, kind, &product, &out, [shape.m, shape.outputs()])?;
+            if let Some(residual) = late {
+                elementwise::add(engine, kind, &out, residual)?;
+            }
+            return Ok(out);
+        }
+        if shape.activation != 0 {
+            elementwise::finish(
+                engine,
+                kind,
+                &product,
+                late,
+                [shape.m, shape.n],
+                shape.activation,
+            )?;
+        }
+        let out = product.tensor().reshape(self.out.as_slice())?;
+        Operand::new(&out)
+    }
+}
+
+impl Key {
+    /// The part that the library does.
+    fn matmul(&self) -> Matmul {
+        Matmul {
+            kind: self.kind,
+            m: self.shape.m,
+            n: self.shape.n,
+            k: self.shape.k(),
+            bias: self.bias,
+            // Added before an activation it would be another number.
+            residual: self.residual && self.shape.activation == 0 && !self.shape.geglu,
+        }
+    }
+}

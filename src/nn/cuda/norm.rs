@@ -1,0 +1,109 @@
+//! Group norm in two passes over the tensor, layer norm in one.
+
+use candle_core::{DType, Result, Tensor, bail};
+
+use super::engine::{Arg, Engine};
+use super::geometry::{Grid, GroupGrid, Kind};
+use super::operand::{Operand, result, uninitialised};
+use crate::nn::layers::GroupNorm;
+
+/// `x` `[batch, ..., channels]`, same shape out.
+pub(super) fn group(
+    engine: &mut Engine,
+    kind: Kind,
+    x: &Tensor,
+    norm: &GroupNorm,
+) -> Result<Tensor> {
+    let channels = norm.weight.elem_count();
+    if x.dims().last() != Some(&channels) || x.rank() < 2 {
+        bail!("group norm: {:?}, weight takes {channels}", x.shape());
+    }
+    let batch = x.dims()[0];
+    let shape = GroupGrid {
+        batch,
+        pixels: x.elem_count() / (batch * channels),
+        channels,
+        groups: norm.groups,
+    };
+    let (x, weight, bias) = (
+        Operand::new(x)?,
+        Operand::like(&norm.weight, x)?,
+        Operand::like(&norm.bias, x)?,
+    );
+    let slices = shape.slices(engine.multiprocessors);
+    let partials = uninitialised(
+        engine.device(),
+        DType::F32,
+        &[batch, slices, norm.groups, 2],
+    )?;
+    let statistics = [
+        Arg::Address(x.address()),
+        Arg::Address(0),
+        Arg::Address(partials.address()),
+        Arg::Int(shape.pixels),
+        Arg::Int(channels),
+        Arg::Int(0),
+        Arg::Int(norm.groups),
+    ];
+    let grid = shape.statistics(kind, engine.multiprocessors);
+    engine.launch(
+        &format!("group_norm_statistics_{}", kind.suffix()),
+        grid,
+        &statistics,
+    )?;
+    let out = result(engine.device(), kind, x.tensor().dims())?;
+    let apply = [
+        Arg::Address(x.address()),
+        Arg::Address(0),
+        Arg::Address(partials.address()),
+        Arg::Address(weight.address()),
+        Arg::Address(bias.address()),
+        Arg::Address(out.address()),
+        Arg::Int(shape.pixels),
+        Arg::Int(channels),
+        Arg::Int(0),
+        Arg::Int(norm.groups),
+        Arg::Int(slices),
+        Arg::Float(norm.eps),
+        Arg::Flag(norm.silu),
+    ];
+    let grid = shape.apply(engine.multiprocessors);
+    engine.launch(&format!("group_norm_apply_{}", kind.suffix()), grid, &apply)?;
+    Ok(out.into())
+}
+
+/// Over the last axis, same shape out.
+pub(super) fn layer(
+    engine: &mut Engine,
+    kind: Kind,
+    x: &Tensor,
+    [weight, bias]: [&Tensor; 2],
+    eps: f32,
+) -> Result<Tensor> {
+    let channels = weight.elem_count();
+    if x.dims().last() != Some(&channels) {
+        bail!("layer norm: {:?}, weight takes {channels}", x.shape());
+    }
+    let rows = x.elem_count() / channels;
+    let (x, weight, bias) = (
+        Operand::new(x)?,
+        Operand::like(weight, x)?,
+        Operand::like(bias, x)?,
+    );
+    let out = result(engine.device(), kind, x.tensor().dims())?;
+    let args = [
+        Arg::Address(x.address()),
+        Arg::Address(weight.address()),
+        Arg::Address(bias.address()),
+        Arg::Address(out.address()),
+        Arg::Int(rows),
+        Arg::Int(channels),
+        Arg::Float(eps),
+    ];
+    engine.launch(
+        &format!("layer_norm_{}", kind.suffix()),
+        Grid::rows(rows),
+        &args,
+    )?;
+    Ok(out.into())
+}

@@ -1,0 +1,238 @@
+//! A weight matrix with its bias, in the form its device computes with.
+//!
+//! Invariant: its place in memory is chosen once. Rows are written where they lie, so that whoever recorded the addresses (a
+//! captured CUDA graph) sees the new values.
+
+use candle_core::{Result, Tensor};
+
+use super::cpu::Isa;
+use super::cpu::packed::{Columns, Layout, Packed};
+use super::layers::Placement;
+
+/// A weight `[outputs, inputs]` and what is added to the product.
+#[derive(Debug, Clone)]
+pub(super) enum Weight {
+    /// On the CPU, in f32 or bf16; the bias in f32.
+    Packed {
+        weight: Packed,
+        bias: Option<Vec<f32>>,
+    },
+    /// Elsewhere: `[outputs, inputs]`, rows in `order`. A convolution's inputs go tap by tap, `[outputs, kernel, kernel, channels]`.
+    Tensors {
+        weight: Tensor,
+        bias: Option<Tensor>,
+        order: RowOrder,
+    },
+}
+
+/// Where a checkpoint's rows lie in a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RowOrder {
+    /// As they are stored.
+    Plain,
+    /// Value 0, gate 0, value 1, gate 1, …, of a checkpoint that stores all values, then all gates: one thread of a kernel then has
+    /// both factors of a gated output.
+    Pairs,
+}
+
+impl Weight {
+    /// From `values` `[outputs, inputs]` as a checkpoint stores them; `index` says where in a stored row the `k`-th value of a row
+    /// here lies, `run` how many of them lie side by side in the other operand.
+    pub(super) fn new(
+        place: &Placement,
+        values: &[f32],
+        outputs: usize,
+        bias: Option<&[f32]>,
+        (columns, run): (Columns, usize),
+        index: impl Fn(usize) -> usize + Sync,
+    ) -> Result<Self> {
+        if place.is_fused() {
+            let layout = Layout {
+                precision: place.precision(),
+                columns,
+                run,
+            };
+            return Ok(Self::Packed {
+                weight: Packed::new(Isa::chosen(), values, outputs, layout, index),
+                bias: bias.map(<[f32]>::to_vec),
+            });
+        }
+        let inputs = values.len() / outputs.max(1);
+        let order = match columns {
+            Columns::Geglu => RowOrder::Pairs,
+            Columns::Plain => RowOrder::Plain,
+        };
+        let arrange = |values: &[f32], shape: &[usize]| -> Result<Tensor> {
+            let tensor = Tensor::zeros(shape, place.dtype, &place.device)?;
+            overwrite(&tensor, order, 0, values)?;
+            Ok(tensor)
+        };
+        let bias = match bias {
+            Some(bias) => Some(arrange(bias, &[outputs])?),
+            // A LoRA may bring one, and then it must not be a new tensor; see the invariant.
+            None if place.device.is_cuda() => {
+                Some(Tensor::zeros(outputs, place.dtype, &place.device)?)
+            }
+            None => None,
+        };
+        Ok(Self::Tensors {
+            weight: arrange(&arranged(values, inputs, index), &[outputs, inputs])?,
+            bias,
+            order,
+        })
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::Packed { weight, .. } => weight.bytes(),
+            Self::Tensors { weight, .. } => weight.elem_count() * weight.dtype().size_in_bytes(),
+        }
+    }
+
+    /// Length of a row.
+    pub(super) fn inputs(&self) -> usize {
+        match self {
+            Self::Packed { weight, .. } => weight.inputs(),
+            Self::Tensors { weight, .. } => weight.elem_count() / weight.dims()[0].max(1),
+        }
+    }
+
+    /// `index` as for [`Self::new`].
+    pub(super) fn write(
+        &mut self,
+        first_row: usize,
+        values: &[f32],
+        index: impl Fn(usize) -> usize + Sync,
+    ) -> Result<()> {
+        match self {
+            Self::Packed { weight, .. } => {
+                check(first_row, values.len(), weight.rows(), weight.inputs())?;
+                weight.replace_rows(first_row, values, index);
+                Ok(())
+            }
+            Self::Tensors { weight, order, .. } => {
+                let (rows, inputs) = weight.dims2()?;
+                check(first_row, values.len(), rows, inputs)?;
+                overwrite(weight, *order, first_row, &arranged(values, inputs, index))
+            }
+        }
+    }
+
+    pub(super) fn write_bias(&mut self, first_row: usize, values: &[f32]) -> Result<()> {
+        match self {
+            Self::Packed { weight, bias } => {
+                check(first_row, values.len(), weight.rows(), 1)?;
+                let bias = bias.get_or_insert_with(|| vec![0.0; weight.rows()]);
+                bias[first_row..first_row + values.len()].copy_from_slice(values);
+                Ok(())
+            }
+            Self::Tensors {
+                weight,
+                bias,
+                order,
+            } => {
+                if bias.is_none() {
+                    let rows = weight.dim(0)?;
+                    *bias = Some(Tensor::zeros(rows, weight.dtype(), weight.device())?);
+                }
+                match bias {
+                    Some(bias) => overwrite(bias, *order, first_row, values),
+                    None => Ok(()),
+                }
+            }
+        }
+    }
+
+    pub(super) fn remove_bias(&mut self) {
+        match self {
+            Self::Packed { bias, .. } => *bias = None,
+            Self::Tensors { bias, .. } => match bias {
+                Some(kept) if kept.device().is_cuda() => {
+                    // Zeros in the same place; see the invariant.
+                    if kept
+                        .zeros_like()
+                        .and_then(|zeros| kept.slice_set(&zeros, 0, 0))
+                        .is_err()
+                    {
+                        *bias = None;
+                    }
+                }
+                _ => *bias = None,
+            },
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn stored(&self) -> Vec<f32> {
+        match self {
+            Self::Packed { weight, bias } => {
+                let bias = bias.as_deref().unwrap_or_default();
+                [weight.stored(), bias.to_vec()].concat()
+            }
+            Self::Tensors { weight, bias, .. } => [Some(weight), bias.as_ref()]
+                .into_iter()
+                .flatten()
+                .flat_map(values)
+                .collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+pub(super) fn values(t: &Tensor) -> Vec<f32> {
+    let t = t
+        .to_dtype(candle_core::DType::F32)
+        .and_then(|t| t.flatten_all());
+    t.and_then(|t| t.to_vec1()).expect("a tensor on the host")
+}
+
+/// Whether `len` values are whole rows of `row`, from `first_row` on, of `rows`.
+fn check(first_row: usize, len: usize, rows: usize, row: usize) -> Result<()> {
+    if row == 0 || !len.is_multiple_of(row) || first_row + len / row > rows {
+        candle_core::bail!("{len} values from row {first_row} on do not fit {rows} rows of {row}");
+    }
+    Ok(())
+}
+
+/// Rows of `len` values with each row's values moved.
+fn arranged(values: &[f32], len: usize, index: impl Fn(usize) -> usize) -> Vec<f32> {
+    let rows = values.chunks_exact(len.max(1));
+    rows.flat_map(|row| (0..len).map(|k| row[index(k)]).collect::<Vec<f32>>())
+        .collect()
+}
+
+/// Writes rows of a tensor in place, `first_row` and `values` counting as a checkpoint does.
+pub(super) fn overwrite(
+    tensor: &Tensor,
+    order: RowOrder,
+    first_row: usize,
+    values: &[f32],
+) -> Result<()> {
+    let rows = tensor.dim(0)?;
+    let row = tensor.elem_count() / rows.max(1);
+    check(first_row, values.len(), rows, row)?;
+    let source = |values: &[f32], shape: &[usize]| {
+        Tensor::from_slice(values, shape, tensor.device())?.to_dtype(tensor.dtype())
+    };
+    if order == RowOrder::Plain {
+        let shape = [values.len() / row, row];
+        return tensor
+            .reshape((rows, row))?
+            .slice_set(&source(values, &shape)?, 0, first_row);
+    }
+    let half = rows / 2;
+    let pairs = tensor.reshape((half, 2, row))?;
+    let last_row = first_row + values.len() / row;
+    for (part, begin) in [0, half].into_iter().enumerate() {
+        // The rows that fall among the values, then among the gates.
+        let (from, to) = (first_row.max(begin), last_row.min(begin + half));
+        if from < to {
+            let rows = &values[(from - first_row) * row..(to - first_row) * row];
+            let source = source(rows, &[to - from, 1, row])?;
+            pairs
+                .narrow(0, from - begin, to - from)?
+                .slice_set(&source, 1, part)?;
+        }
+    }
+    Ok(())
+}
