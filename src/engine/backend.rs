@@ -141,15 +141,10 @@ impl PipelineBackend {
 /// # Errors
 /// [`Error::Device`] names what the processor has.
 pub fn prepare_cpu(settings: &DeviceSettings) -> Result<(), Error> {
-    let isa = match settings.cpu_isa.as_str() {
-        "auto" => Ok(None),
-        name => name.parse().map(Some),
-    };
-    isa.and_then(|isa| crate::nn::cpu::prepare(isa, settings.threads))
-        .map_err(|reason| Error::Device {
-            device: "cpu".to_string(),
-            reason,
-        })
+    pipeline::prepare_cpu(&settings.cpu_isa, settings.threads).map_err(|reason| Error::Device {
+        device: "cpu".to_string(),
+        reason,
+    })
 }
 
 impl PipelineBackend {

@@ -367,14 +367,7 @@ impl<E: Element> Task<'_, E> {
                 if maximum > before {
                     let fade = (before - maximum).exp2();
                     faded *= fade;
-                    let nr = NV * S::LANES;
-                    for panel in sums.chunks_exact_mut(MR * nr) {
-                        let row = panel.as_mut_ptr().add(i * nr);
-                        for j in 0..NV {
-                            let p = row.add(j * S::LANES);
-                            S::store(p, S::mul(S::load(p), S::splat(fade)));
-                        }
-                    }
+                    scale_row::<S, MR>(sums, i, fade);
                 }
                 m.totals[of_task + i] = faded + S::sum(total);
                 m.maxima[of_task + i] = maximum;
@@ -442,6 +435,21 @@ impl<E: Element> Task<'_, E> {
                     let v = S::mul(S::load(sums.as_ptr().add(lies)), inverse);
                     E::store_up_to::<S>(out.as_mut_ptr().add(at), v, S::LANES.min(d - at));
                 }
+            }
+        }
+    }
+}
+
+/// Multiplies row `i` of all panels of a tile's sums.
+#[inline(always)]
+unsafe fn scale_row<S: Simd, const MR: usize>(sums: &mut [f32], i: usize, factor: f32) {
+    let nr = NV * S::LANES;
+    for panel in sums.chunks_exact_mut(MR * nr) {
+        for at in (i * nr..(i + 1) * nr).step_by(S::LANES) {
+            // SAFETY: `i < MR`, so the vector lies in the panel; the instruction set is the caller's promise.
+            unsafe {
+                let p = panel.as_mut_ptr().add(at);
+                S::store(p, S::mul(S::load(p), S::splat(factor)));
             }
         }
     }

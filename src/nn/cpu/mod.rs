@@ -198,13 +198,15 @@ pub(crate) fn for_each_task(count: usize, work: usize, task: impl Fn(usize) + Sy
     }
 }
 
-/// Fixes instruction set (`None` = the best there is) and number of threads (0 = as many as the process may use: affinity and
+/// Fixes instruction set (`auto` = the best there is) and number of threads (0 = as many as the process may use: affinity and
 /// the container's CPU limit count) before the first operation.
 ///
 /// # Errors
 /// Says what the processor lacks, or that another choice was made already.
-pub fn prepare(isa: Option<Isa>, threads: usize) -> Result<(), String> {
-    isa.map_or(Ok(()), Isa::choose)?;
+pub fn prepare(isa: &str, threads: usize) -> Result<(), String> {
+    if isa != "auto" {
+        isa.parse::<Isa>()?.choose()?;
+    }
     if threads > 0 {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
         let running = pool
