@@ -1,4 +1,4 @@
-//! Operations of the models at SDXL's shapes, batch of 2 (both halves of the guidance), on the CPU in f32.
+//! Operations of the models at SDXL's shapes, batch of 2 (both halves of the guidance), on the CPU in f32 and bf16.
 //!
 //! `cargo bench --bench operations`. A name says operation, device, type and shape; elements per second are floating-point
 //! operations, so `Gelem/s` reads as GFLOP/s. `sdgen bench --operations` times more shapes with less statistics.

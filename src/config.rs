@@ -58,6 +58,10 @@ pub mod env {
     pub const DEVICE: &str = "SDGEN_DEVICE";
     /// `device.dtype`.
     pub const DTYPE: &str = "SDGEN_DTYPE";
+    /// `device.threads`.
+    pub const THREADS: &str = "SDGEN_THREADS";
+    /// `device.cpu_isa`.
+    pub const CPU_ISA: &str = "SDGEN_CPU_ISA";
     /// `device.cuda_kernels`.
     pub const CUDA_KERNELS: &str = "SDGEN_CUDA_KERNELS";
     /// `model.checkpoint`.
@@ -205,8 +209,12 @@ pub struct Paths {
 pub struct DeviceSettings {
     /// `auto`, `cpu`, `cuda`, `cuda:1`, ….
     pub device: DeviceChoice,
-    /// `auto`, `f32`, `bf16` or `f16`; the CPU computes in f32.
+    /// `auto`, `f32`, `bf16` or `f16`; the CPU computes in f32 and bf16.
     pub dtype: DtypeChoice,
+    /// Threads that compute; 0 = as many as the process may use (affinity and the container's CPU limit count).
+    pub threads: usize,
+    /// Instruction set of the CPU: `auto`, `portable`, `avx2`, `avx512`, `avx512bf16` or `neon`.
+    pub cpu_isa: String,
     /// Memory that a block of the VAE may take in one piece, MiB; a larger picture is decoded in strips.
     pub vae_memory_mib: usize,
     /// `auto` (whichever is measured to be faster), `own` or `library`: whose kernels run on CUDA where NVIDIA has one too.
@@ -218,6 +226,8 @@ impl Default for DeviceSettings {
         Self {
             device: DeviceChoice::default(),
             dtype: DtypeChoice::default(),
+            threads: 0,
+            cpu_isa: "auto".into(),
             vae_memory_mib: 8192,
             cuda_kernels: CudaKernels::default(),
         }

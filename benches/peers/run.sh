@@ -26,7 +26,7 @@ fi
 ours=() theirs=()
 for round in $(seq "${ROUNDS:-2}"); do
     echo "round $round: sdgen" >&2
-    RAYON_NUM_THREADS=$threads "$SDGEN" bench "${model[@]}" "${size[@]}" --json >"$out/sdgen-$round.jsonl"
+    RAYON_NUM_THREADS=$threads "$SDGEN" bench "${model[@]}" "${size[@]}" --dtype f32 --json >"$out/sdgen-$round.jsonl"
     echo "round $round: PyTorch" >&2
     "$python" benches/peers/pytorch.py --scale "$scale" --threads "$threads" "${size[@]}" >"$out/pytorch-$round.jsonl"
     ours+=("$out/sdgen-$round.jsonl")

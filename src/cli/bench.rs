@@ -2,11 +2,16 @@
 
 use std::path::PathBuf;
 
+use candle_core::DType;
 use clap::Args;
 
 use super::{Common, Stop, load_config, print};
+use crate::config::{Config, DtypeChoice};
+use crate::engine::backend::prepare_cpu;
 use crate::engine::models::Catalog;
-use crate::nn::{Placement, cpu::Isa};
+use crate::nn::Placement;
+use crate::nn::cpu::peak::peak;
+use crate::nn::cpu::{Isa, Precision};
 use crate::pipeline::bench::{
     BenchModel, BenchOptions, Part, measure, measure_lora_switch, measure_operations,
     write_synthetic,
@@ -46,6 +51,12 @@ pub struct BenchArgs {
     /// Measure putting this LoRA on and off; a file that is not there is written first (noise of rank 64 for every layer)
     #[arg(long, value_name = "FILE", conflicts_with_all = ["operations", "write"])]
     pub lora_switch: Option<PathBuf>,
+    /// auto, f32 or bf16
+    #[arg(long, value_name = "DTYPE")]
+    pub dtype: Option<DtypeChoice>,
+    /// Threads that compute [default: as many as the process may use]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
     /// One JSON object a line
     #[arg(long)]
     pub json: bool,
@@ -58,6 +69,7 @@ pub struct BenchArgs {
 pub fn run(args: &BenchArgs, common: &Common) -> Result<(), Stop> {
     let config = load_config(common, Vec::new(), Vec::new())?.config;
     telemetry::init(&config.log);
+    let place = place(args, &config)?;
     if let Some(path) = &args.write {
         return write_synthetic(path).map_err(Stop::failed);
     }
@@ -67,11 +79,14 @@ pub fn run(args: &BenchArgs, common: &Common) -> Result<(), Stop> {
             args.width, args.height
         )));
     }
+    let peak = peak(match place.dtype {
+        DType::BF16 => Precision::Bf16,
+        _ => Precision::F32,
+    });
     let mut report = |part: Part| {
         // A closed pipe does not end a measurement.
-        let _ = print(&line(&part, args.json));
+        let _ = print(&line(&part, peak, args.json));
     };
-    let place = Placement::cpu();
     if args.operations {
         measure_operations(&place, &mut report).map_err(Stop::failed)?;
     } else {
@@ -96,31 +111,66 @@ pub fn run(args: &BenchArgs, common: &Common) -> Result<(), Stop> {
         }
         .map_err(Stop::failed)?;
     }
-    print(&summary(args.json))
+    print(&summary(&place, peak, args.json))
 }
 
-fn line(part: &Part, json: bool) -> String {
-    let gflops = part.operations as f64 / part.seconds / 1e9;
+/// The CPU, prepared as flags and settings say.
+fn place(args: &BenchArgs, config: &Config) -> Result<Placement, Stop> {
+    let mut device = config.device.clone();
+    device.threads = args.threads.unwrap_or(device.threads);
+    prepare_cpu(&device).map_err(Stop::usage)?;
+    let dtype = match args.dtype.unwrap_or(device.dtype) {
+        DtypeChoice::Auto | DtypeChoice::F32 => DType::F32,
+        DtypeChoice::Bf16 => DType::BF16,
+        DtypeChoice::F16 => {
+            return Err(Stop::usage_text(
+                "the CPU computes in f32 and bf16; use `--dtype bf16` or `--dtype f32`",
+            ));
+        }
+    };
+    Ok(Placement {
+        dtype,
+        ..Placement::cpu()
+    })
+}
+
+/// `peak`: floating-point operations a second that the machine reaches from its registers.
+fn line(part: &Part, peak: f64, json: bool) -> String {
+    let rate = part.operations as f64 / part.seconds;
+    let (gflops, share) = (rate / 1e9, rate / peak);
     if json {
-        let value = serde_json::json!({"part": part.name, "seconds": part.seconds, "gflop": part.operations as f64 / 1e9, "gflop_per_s": gflops});
+        let value = serde_json::json!({
+            "part": part.name,
+            "seconds": part.seconds,
+            "gflop": part.operations as f64 / 1e9,
+            "gflop_per_s": gflops,
+            "share_of_peak": share,
+        });
         return format!("{value}\n");
     }
     let rate = if part.operations == 0 {
         String::new()
     } else {
-        format!("{gflops:9.1} GFLOP/s")
+        format!("{gflops:9.1} GFLOP/s {:4.0} %", share * 100.0)
     };
     format!("{:<44} {:>10.3} ms {rate}\n", part.name, part.seconds * 1e3)
 }
 
-fn summary(json: bool) -> String {
-    let peak = telemetry::peak_memory_bytes().unwrap_or(0) as f64 / 1e9;
+fn summary(place: &Placement, peak: f64, json: bool) -> String {
+    let memory = telemetry::peak_memory_bytes().unwrap_or(0) as f64 / 1e9;
     let (isa, threads) = (Isa::chosen(), rayon::current_num_threads());
+    let (dtype, peak) = (place.dtype.as_str(), peak / 1e9);
     if json {
-        return format!(
-            "{}\n",
-            serde_json::json!({"peak_rss_gb": peak, "isa": format!("{isa:?}"), "threads": threads})
-        );
+        let value = serde_json::json!({
+            "peak_rss_gb": memory,
+            "isa": format!("{isa:?}"),
+            "threads": threads,
+            "dtype": dtype,
+            "peak_gflop_per_s": peak,
+        });
+        return format!("{value}\n");
     }
-    format!("peak memory {peak:.2} GB, {isa:?}, {threads} threads\n")
+    format!(
+        "peak memory {memory:.2} GB, {dtype}, {isa:?}, {threads} threads, at most {peak:.0} GFLOP/s\n"
+    )
 }

@@ -114,6 +114,9 @@ pub struct PromptArgs {
     /// auto, f32, bf16 or f16
     #[arg(long, value_name = "DTYPE")]
     pub dtype: Option<String>,
+    /// Threads that compute [default: as many as the process may use]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<String>,
     /// Where pictures go [default: outputs/txt2img-images/DATE in the data directory]
     #[arg(short, long, value_name = "FILE|DIR")]
     pub output: Option<PathBuf>,
@@ -198,17 +201,24 @@ impl PromptArgs {
 
     fn settings(&self) -> Result<Vec<Setting>, Stop> {
         let rows = [
-            ("--device", "device.device", &self.device),
-            ("--dtype", "device.dtype", &self.dtype),
-            ("--checkpoint", "model.checkpoint", &self.checkpoint),
-            ("--vae", "model.vae", &self.vae),
+            ("--device", "device.device", Kind::Text, &self.device),
+            ("--dtype", "device.dtype", Kind::Text, &self.dtype),
+            ("--threads", "device.threads", Kind::Int, &self.threads),
+            (
+                "--checkpoint",
+                "model.checkpoint",
+                Kind::Text,
+                &self.checkpoint,
+            ),
+            ("--vae", "model.vae", Kind::Text, &self.vae),
         ];
         let given = rows
             .into_iter()
-            .filter_map(|(flag, key, text)| Some((flag, key, text.as_deref()?)));
+            .filter_map(|(flag, key, kind, text)| Some((flag, key, kind, text.as_deref()?)));
         given
-            .map(|(flag, key, text)| {
-                let value = parse(Kind::Text, text).map_err(Stop::usage_text)?;
+            .map(|(flag, key, kind, text)| {
+                let value = parse(kind, text)
+                    .map_err(|message| Stop::usage_text(format!("flag {flag}: {message}")))?;
                 Ok(Setting {
                     key,
                     value,

@@ -165,6 +165,7 @@ pub async fn run(
         ("--save-latents", args.save_latents.is_some()),
         ("--device", args.device.is_some()),
         ("--dtype", args.dtype.is_some()),
+        ("--threads", args.threads.is_some()),
     ] {
         if given {
             return Err(Stop::usage_text(format!(

@@ -38,6 +38,9 @@ pub struct ServeArgs {
     /// auto, f32, bf16 or f16
     #[arg(long)]
     pub dtype: Option<String>,
+    /// Threads that compute [default: as many as the process may use]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<String>,
     /// Directory of models in place of the data directory's
     #[arg(long, value_name = "DIR")]
     pub models_dir: Option<PathBuf>,
@@ -76,6 +79,7 @@ impl ServeArgs {
             ("--vae", "model.vae", Kind::Text, &self.vae),
             ("--device", "device.device", Kind::Text, &self.device),
             ("--dtype", "device.dtype", Kind::Text, &self.dtype),
+            ("--threads", "device.threads", Kind::Int, &self.threads),
             ("--models-dir", "paths.models_dir", Kind::Text, &models_dir),
             (
                 "--body-limit",

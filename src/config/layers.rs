@@ -142,6 +142,8 @@ const ENVIRONMENT: &[(&str, &str, Kind)] = &[
     (env::MODELS_DIR, "paths.models_dir", Kind::Text),
     (env::DEVICE, "device.device", Kind::Text),
     (env::DTYPE, "device.dtype", Kind::Text),
+    (env::THREADS, "device.threads", Kind::Int),
+    (env::CPU_ISA, "device.cpu_isa", Kind::Text),
     (env::CUDA_KERNELS, "device.cuda_kernels", Kind::Text),
     (env::CHECKPOINT, "model.checkpoint", Kind::Text),
     (env::VAE, "model.vae", Kind::Text),

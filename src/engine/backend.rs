@@ -97,17 +97,18 @@ impl PipelineBackend {
     /// [`Error::Device`] says what to choose instead.
     pub fn open(settings: &DeviceSettings) -> Result<Self, Error> {
         let device = open_device(settings)?;
+        prepare_cpu(settings)?;
         let (dtype, name) = match (settings.dtype, device.is_cuda()) {
-            (DtypeChoice::Auto | DtypeChoice::F32, false) | (DtypeChoice::F32, true) => {
-                (candle_core::DType::F32, "f32")
-            }
+            (DtypeChoice::Auto, false) | (DtypeChoice::F32, _) => (candle_core::DType::F32, "f32"),
             (DtypeChoice::Auto | DtypeChoice::F16, true) => (candle_core::DType::F16, "f16"),
-            (DtypeChoice::Bf16, true) => (candle_core::DType::BF16, "bf16"),
-            (other, false) => {
+            (DtypeChoice::Bf16, _) => (candle_core::DType::BF16, "bf16"),
+            (DtypeChoice::F16, false) => {
                 let reason =
-                    "the CPU computes in f32; use `--dtype f32` or `--dtype auto`".to_string();
+                    "the CPU computes in f32 and bf16; use `--dtype bf16`, `--dtype f32` or \
+                    `--dtype auto`"
+                        .to_string();
                 return Err(Error::Device {
-                    device: format!("cpu with {other:?}").to_lowercase(),
+                    device: "cpu with f16".to_string(),
                     reason,
                 });
             }
@@ -133,6 +134,17 @@ impl PipelineBackend {
             vae_memory: settings.vae_memory_mib.saturating_mul(1 << 20),
         })
     }
+}
+
+/// Fixes threads and instruction set, which the host's share of the work on any device uses.
+///
+/// # Errors
+/// [`Error::Device`] names what the processor has.
+pub fn prepare_cpu(settings: &DeviceSettings) -> Result<(), Error> {
+    pipeline::prepare_cpu(&settings.cpu_isa, settings.threads).map_err(|reason| Error::Device {
+        device: "cpu".to_string(),
+        reason,
+    })
 }
 
 impl PipelineBackend {

@@ -1,7 +1,7 @@
 //! Scaled dot-product attention: one entry for self-attention, one for cross-attention; each picks the fused body where
 //! there is one.
 
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{D, Result, Tensor};
 
 use super::{cuda, kernels, reference};
 
@@ -21,7 +21,7 @@ pub enum Mask {
 /// On shapes that do not fit.
 pub fn self_attention(qkv: &Tensor, heads: usize, mask: Mask) -> Result<Tensor> {
     let causal = mask == Mask::Causal;
-    if qkv.device().is_cpu() && qkv.dtype() == DType::F32 {
+    if kernels::fuses_on(qkv) {
         return qkv.apply_op1_no_bwd(&kernels::Attention { heads, causal });
     }
     if let Some(y) = cuda::self_attention(qkv, heads, mask) {
@@ -36,7 +36,7 @@ pub fn self_attention(qkv: &Tensor, heads: usize, mask: Mask) -> Result<Tensor> 
 /// # Errors
 /// On shapes that do not fit.
 pub fn cross_attention(q: &Tensor, kv: &Tensor, heads: usize) -> Result<Tensor> {
-    if q.device().is_cpu() && q.dtype() == DType::F32 {
+    if kernels::fuses_on(q) {
         return q.apply_op2_no_bwd(
             kv,
             &kernels::Attention {

@@ -11,6 +11,8 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Mutex;
 
+use super::cpu::element::Element;
+
 /// Smallest block worth keeping: 256 KiB, about where the system allocator starts to map pages per block.
 const SMALLEST: usize = 256 << 10;
 /// Bytes kept idle at most: 1 GiB, about the working set of a 1024x1024 decode in f32.
@@ -171,10 +173,10 @@ unsafe impl GlobalAlloc for BlockCache {
 
 /// A vector of `len` values whose content is yet to be written.
 ///
-/// The values are whatever the block held before (any bit pattern is a valid `f32`); zeroing them first would be one more
-/// pass over memory.
-pub(crate) fn buffer(len: usize) -> Vec<f32> {
-    let mut buffer: Vec<std::mem::MaybeUninit<f32>> = Vec::with_capacity(len);
+/// The values are whatever the block held before (any bit pattern is a value of an [`Element`]); zeroing them first would be
+/// one more pass over memory.
+pub(crate) fn buffer<E: Element>(len: usize) -> Vec<E> {
+    let mut buffer: Vec<std::mem::MaybeUninit<E>> = Vec::with_capacity(len);
     // SAFETY: `MaybeUninit` needs no initialisation; capacity is `len`.
     unsafe { buffer.set_len(len) };
     let mut buffer = std::mem::ManuallyDrop::new(buffer);

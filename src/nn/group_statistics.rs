@@ -4,10 +4,12 @@
 //! first pixel, as [`GroupNorm::forward`] keeps them. One picture at a time.
 
 use candle_core::{CpuStorage, CustomOp1, D, DType, Layout, Result, Shape, Tensor, bail};
+use half::bf16;
 
 use super::block_cache::buffer;
 use super::cpu::Isa;
 use super::cpu::norm::{self, Groups};
+use super::kernels::{fuses_on, output, values, with_type};
 use super::layers::GroupNorm;
 
 /// What has been seen of a picture.
@@ -44,7 +46,7 @@ impl GroupStatistics {
             self.origin = first.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
             self.sums = vec![0.0; 2 * channels];
         }
-        let sums = if is_fused(strip) {
+        let sums = if fuses_on(strip) {
             strip.apply_op1_no_bwd(&Sums(&self.origin))?
         } else {
             let origin = Tensor::new(self.origin.as_slice(), strip.device())?;
@@ -107,7 +109,7 @@ impl MeasuredNorm {
                 self.bias.len()
             );
         }
-        if is_fused(strip) {
+        if fuses_on(strip) {
             return strip.apply_op1_no_bwd(&Apply(self));
         }
         let device = strip.device();
@@ -126,17 +128,6 @@ impl MeasuredNorm {
     }
 }
 
-fn is_fused(x: &Tensor) -> bool {
-    x.device().is_cpu() && x.dtype() == DType::F32
-}
-
-fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
-    match (storage, layout.contiguous_offsets()) {
-        (CpuStorage::F32(data), Some((from, to))) => Ok(&data[from..to]),
-        _ => bail!("group norm of a strip that is not contiguous f32: {layout:?}"),
-    }
-}
-
 struct Sums<'a>(&'a [f32]);
 
 impl CustomOp1 for Sums<'_> {
@@ -144,7 +135,8 @@ impl CustomOp1 for Sums<'_> {
         "group_sums"
     }
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let sums = norm::channel_sums(Isa::chosen(), values(x, layout)?, self.0);
+        let sums =
+            with_type!(x, E => norm::channel_sums(Isa::chosen(), values::<E>(x, layout)?, self.0));
         let shape = Shape::from(sums.len());
         Ok((CpuStorage::F64(sums), shape))
     }
@@ -157,11 +149,13 @@ impl CustomOp1 for Apply<'_> {
         "group_norm_measured"
     }
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = values(x, layout)?;
-        let mut out = buffer(x.len());
         let MeasuredNorm { affine, bias, silu } = self.0;
-        norm::apply(Isa::chosen(), x, affine, bias, *silu, &mut out);
-        Ok((CpuStorage::F32(out), layout.shape().clone()))
+        with_type!(x, E => {
+            let x = values::<E>(x, layout)?;
+            let mut out = buffer(x.len());
+            norm::apply(Isa::chosen(), x, affine, bias, *silu, &mut out);
+            Ok(output(out, layout.shape().clone()))
+        })
     }
 }
 
@@ -220,13 +214,15 @@ mod tests {
     }
 
     #[test]
-    fn a_narrow_type_is_measured_in_f32() {
-        let half = Placement {
-            dtype: DType::F16,
-            ..Placement::cpu()
-        };
-        // The result is rounded to f16: half a 512th of values up to 4.
-        let worst = worst(&half, 4);
-        assert!(worst < 2e-3, "{worst}");
+    fn narrow_types_are_measured_in_f32() {
+        // The result is rounded: half a 512th (f16), half a 64th (bf16) of values up to 4.
+        for (dtype, most) in [(DType::F16, 2e-3), (DType::BF16, 1e-2)] {
+            let narrow = Placement {
+                dtype,
+                ..Placement::cpu()
+            };
+            let worst = worst(&narrow, 4);
+            assert!(worst < most, "{dtype:?}: {worst}");
+        }
     }
 }

@@ -1,38 +1,71 @@
 //! The bridge from candle tensors to the fused bodies: each operation is a `CustomOp` whose `cpu_fwd` hands plain slices
-//! to [`super::cpu`]. Inputs are contiguous `f32`.
+//! to [`super::cpu`]. Inputs are contiguous, all of one type: `f32` or `bf16`. Weights and biases of norms are `f32`.
 
 use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Storage, Tensor, bail,
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Storage,
+    Tensor, WithDType, bail,
 };
+use half::bf16;
 
 use super::block_cache::buffer;
 use super::cpu::Isa;
 use super::cpu::attention::{self, Heads};
-use super::cpu::gemm::{Epilogue, Part, Rows, Window, gemm};
+use super::cpu::element::Element;
+use super::cpu::gemm::{Epilogue, gemm};
 use super::cpu::math::Activation;
 use super::cpu::norm::{self, Groups};
 use super::cpu::packed::Packed;
+use super::cpu::rows::{Part, Rows, Window};
 
-/// The values of a contiguous `f32` tensor.
-fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
-    match (storage, layout.contiguous_offsets()) {
-        (CpuStorage::F32(data), Some((from, to))) => Ok(&data[from..to]),
-        (CpuStorage::F32(_), None) => {
-            bail!("fused operation on a tensor that is not contiguous: {layout:?}")
+/// A type of activations that has fused bodies.
+pub(super) trait Fused: Element + WithDType {}
+impl Fused for f32 {}
+impl Fused for bf16 {}
+
+/// Whether operations on this device in this type have fused bodies.
+pub(super) fn fuses(device: &Device, dtype: DType) -> bool {
+    device.is_cpu() && matches!(dtype, DType::F32 | DType::BF16)
+}
+
+/// Whether operations on `x` have fused bodies.
+pub(super) fn fuses_on(x: &Tensor) -> bool {
+    fuses(x.device(), x.dtype())
+}
+
+/// `$body` with `$type` standing for the type of the values in a storage.
+macro_rules! with_type {
+    ($storage:expr, $type:ident => $body:expr) => {
+        match $storage {
+            CpuStorage::BF16(_) => {
+                type $type = bf16;
+                $body
+            }
+            _ => {
+                type $type = f32;
+                $body
+            }
         }
-        _ => bail!("fused operation on a tensor that is not f32"),
+    };
+}
+pub(super) use with_type;
+
+/// The values of a contiguous tensor of this type.
+pub(super) fn values<'a, E: Fused>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [E]> {
+    match layout.contiguous_offsets() {
+        Some((from, to)) => Ok(&E::cpu_storage_as_slice(storage)?[from..to]),
+        None => bail!("fused operation on a tensor that is not contiguous: {layout:?}"),
     }
 }
 
-fn cpu_values<'a>(storage: &'a Storage, layout: &Layout) -> Result<&'a [f32]> {
+fn on_host(storage: &Storage) -> Result<&CpuStorage> {
     match storage {
-        Storage::Cpu(storage) => values(storage, layout),
+        Storage::Cpu(storage) => Ok(storage),
         _ => bail!("fused operation on a tensor that is not on the CPU"),
     }
 }
 
-fn output(data: Vec<f32>, shape: impl Into<Shape>) -> (CpuStorage, Shape) {
-    (CpuStorage::F32(data), shape.into())
+pub(super) fn output<E: Fused>(data: Vec<E>, shape: impl Into<Shape>) -> (CpuStorage, Shape) {
+    (E::to_cpu_storage_owned(data), shape.into())
 }
 
 /// The same shape with another last dimension.
@@ -61,13 +94,13 @@ pub(super) struct Linear<'a> {
 }
 
 impl Linear<'_> {
-    fn run(
+    fn run<E: Fused>(
         &self,
         x: &CpuStorage,
         layout: &Layout,
-        residual: Option<&[f32]>,
+        residual: Option<&[E]>,
     ) -> Result<(CpuStorage, Shape)> {
-        let x = values(x, layout)?;
+        let x = values::<E>(x, layout)?;
         let Some(&inputs) = layout.dims().last() else {
             bail!("linear: scalar input")
         };
@@ -96,7 +129,7 @@ impl CustomOp1 for Linear<'_> {
         "linear"
     }
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        self.run(x, layout, None)
+        with_type!(x, E => self.run::<E>(x, layout, None))
     }
 }
 
@@ -111,7 +144,7 @@ impl CustomOp2 for Linear<'_> {
         r: &CpuStorage,
         lr: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        self.run(x, lx, Some(values(r, lr)?))
+        with_type!(x, E => self.run::<E>(x, lx, Some(values(r, lr)?)))
     }
 }
 
@@ -128,56 +161,57 @@ pub(super) struct Conv2d<'a> {
 impl Conv2d<'_> {
     /// Over several pictures, their channels side by side. candle's own operations take three tensors at most.
     pub(super) fn run_parts(&self, parts: &[&Tensor], residual: Option<&Tensor>) -> Result<Tensor> {
+        match parts[0].dtype() {
+            DType::BF16 => self.run_parts_as::<bf16>(parts, residual),
+            _ => self.run_parts_as::<f32>(parts, residual),
+        }
+    }
+
+    fn run_parts_as<E: Fused>(
+        &self,
+        parts: &[&Tensor],
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor> {
         let guards: Vec<_> = parts.iter().map(|x| x.storage_and_layout()).collect();
-        let mut slices: Vec<Part<'_>> = Vec::with_capacity(parts.len());
+        let mut slices: Vec<Part<'_, E>> = Vec::with_capacity(parts.len());
         for (storage, layout) in &guards {
             let channels = layout.dims().last().copied().unwrap_or(0);
-            slices.push((cpu_values(storage, layout)?, channels));
+            slices.push((values(on_host(storage)?, layout)?, channels));
         }
         let second = residual.map(Tensor::storage_and_layout);
         let second = match &second {
-            Some((storage, layout)) => Some(cpu_values(storage, layout)?),
+            Some((storage, layout)) => Some(values(on_host(storage)?, layout)?),
             None => None,
         };
-        let w = self.window;
-        let shape = (w.batch, w.out_height, w.out_width, self.weight.outputs());
-        let mut out = buffer(shape.0 * shape.1 * shape.2 * shape.3);
-        gemm(
-            Rows::Pictures(&slices, w),
-            self.weight,
-            self.epilogue(second),
-            &mut out,
-        );
+        let (out, shape) = self.product(Rows::Pictures(&slices, self.window), second);
         Tensor::from_vec(out, shape, parts[0].device())
     }
 
-    fn epilogue<'s>(&'s self, second: Option<&'s [f32]>) -> Epilogue<'s> {
-        Epilogue {
+    fn product<E: Fused>(&self, rows: Rows<'_, E>, second: Option<&[E]>) -> (Vec<E>, Shape) {
+        let w = self.window;
+        let shape = (w.batch, w.out_height, w.out_width, self.weight.outputs());
+        let epilogue = Epilogue {
             bias: self.bias,
-            rows_per_batch: self.window.out_height * self.window.out_width,
+            rows_per_batch: w.out_height * w.out_width,
             activation: self.activation,
             slopes: self.slopes,
             residual: second.filter(|_| self.second == Second::Residual),
             row_bias: second.filter(|_| self.second == Second::PerImage),
-        }
+        };
+        let mut out = buffer(shape.0 * shape.1 * shape.2 * shape.3);
+        gemm(rows, self.weight, epilogue, &mut out);
+        (out, shape.into())
     }
 
-    fn run(
+    fn run<E: Fused>(
         &self,
         x: &CpuStorage,
         layout: &Layout,
-        second: Option<&[f32]>,
+        second: Option<&[E]>,
     ) -> Result<(CpuStorage, Shape)> {
-        let w = self.window;
-        let outputs = self.weight.outputs();
-        let mut out = buffer(w.batch * w.out_height * w.out_width * outputs);
-        gemm(
-            Rows::Picture(values(x, layout)?, w),
-            self.weight,
-            self.epilogue(second),
-            &mut out,
-        );
-        Ok(output(out, (w.batch, w.out_height, w.out_width, outputs)))
+        let rows = Rows::Picture(values(x, layout)?, self.window);
+        let (out, shape) = self.product(rows, second);
+        Ok(output(out, shape))
     }
 }
 
@@ -186,7 +220,7 @@ impl CustomOp1 for Conv2d<'_> {
         "conv2d"
     }
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        self.run(x, layout, None)
+        with_type!(x, E => self.run::<E>(x, layout, None))
     }
 }
 
@@ -201,7 +235,7 @@ impl CustomOp2 for Conv2d<'_> {
         s: &CpuStorage,
         ls: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        self.run(x, lx, Some(values(s, ls)?))
+        with_type!(x, E => self.run::<E>(x, lx, Some(values(s, ls)?)))
     }
 }
 
@@ -225,20 +259,23 @@ impl CustomOp3 for GroupNorm {
         b: &CpuStorage,
         lb: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (x, weight, bias) = (values(x, lx)?, values(w, lw)?, values(b, lb)?);
-        let (batch, channels) = (lx.dims()[0], weight.len());
-        let mut out = buffer(x.len());
-        let pixels = x.len() / batch.max(1) / channels.max(1);
+        let (weight, bias) = (values(w, lw)?, values(b, lb)?);
+        let channels = weight.len();
+        let batch = lx.dims()[0];
         let groups = Groups {
             batch,
-            pixels,
+            pixels: lx.shape().elem_count() / batch.max(1) / channels.max(1),
             channels,
             count: self.groups,
             eps: self.eps,
             silu: self.silu,
         };
-        norm::group_norm(Isa::chosen(), x, weight, bias, groups, &mut out);
-        Ok(output(out, lx.shape().clone()))
+        with_type!(x, E => {
+            let x = values::<E>(x, lx)?;
+            let mut out = buffer(x.len());
+            norm::group_norm(Isa::chosen(), x, weight, bias, groups, &mut out);
+            Ok(output(out, lx.shape().clone()))
+        })
     }
 }
 
@@ -260,17 +297,13 @@ impl CustomOp3 for LayerNorm {
         b: &CpuStorage,
         lb: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let x = values(x, lx)?;
-        let mut out = buffer(x.len());
-        norm::layer_norm(
-            Isa::chosen(),
-            x,
-            values(w, lw)?,
-            values(b, lb)?,
-            self.eps,
-            &mut out,
-        );
-        Ok(output(out, lx.shape().clone()))
+        let (weight, bias) = (values(w, lw)?, values(b, lb)?);
+        with_type!(x, E => {
+            let x = values::<E>(x, lx)?;
+            let mut out = buffer(x.len());
+            norm::layer_norm(Isa::chosen(), x, weight, bias, self.eps, &mut out);
+            Ok(output(out, lx.shape().clone()))
+        })
     }
 }
 
@@ -281,11 +314,11 @@ pub(super) struct Attention {
 }
 
 impl Attention {
-    fn run(
+    fn run<E: Fused>(
         &self,
-        q: Heads<'_>,
-        k: Heads<'_>,
-        v: Heads<'_>,
+        q: Heads<'_, E>,
+        k: Heads<'_, E>,
+        v: Heads<'_, E>,
         channels: usize,
     ) -> (CpuStorage, Shape) {
         let batch = q.data.len() / (q.tokens * q.stride);
@@ -308,14 +341,16 @@ impl CustomOp1 for Attention {
     /// `[batch, tokens, 3 * channels]`: queries, keys, values side by side.
     fn cpu_fwd(&self, qkv: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (_, tokens, stride) = layout.shape().dims3()?;
-        let data = values(qkv, layout)?;
-        let [q, k, v] = [0, 1, 2].map(|part| Heads {
-            data,
-            tokens,
-            stride,
-            offset: part * stride / 3,
-        });
-        Ok(self.run(q, k, v, stride / 3))
+        with_type!(qkv, E => {
+            let data = values::<E>(qkv, layout)?;
+            let [q, k, v] = [0, 1, 2].map(|part| Heads {
+                data,
+                tokens,
+                stride,
+                offset: part * stride / 3,
+            });
+            Ok(self.run(q, k, v, stride / 3))
+        })
     }
 }
 
@@ -333,23 +368,25 @@ impl CustomOp2 for Attention {
     ) -> Result<(CpuStorage, Shape)> {
         let (_, tokens, channels) = lq.shape().dims3()?;
         let (_, key_tokens, stride) = lkv.shape().dims3()?;
-        let q = Heads {
-            data: values(q, lq)?,
-            tokens,
-            stride: channels,
-            offset: 0,
-        };
-        let k = Heads {
-            data: values(kv, lkv)?,
-            tokens: key_tokens,
-            stride,
-            offset: 0,
-        };
-        let v = Heads {
-            offset: stride / 2,
-            ..k
-        };
-        Ok(self.run(q, k, v, channels))
+        with_type!(q, E => {
+            let q = Heads {
+                data: values::<E>(q, lq)?,
+                tokens,
+                stride: channels,
+                offset: 0,
+            };
+            let k = Heads {
+                data: values(kv, lkv)?,
+                tokens: key_tokens,
+                stride,
+                offset: 0,
+            };
+            let v = Heads {
+                offset: stride / 2,
+                ..k
+            };
+            Ok(self.run(q, k, v, channels))
+        })
     }
 }
 
@@ -370,15 +407,17 @@ impl CustomOp2 for Concat {
         let (Some(&ca), Some(&cb)) = (la.dims().last(), lb.dims().last()) else {
             bail!("concat: scalar input")
         };
-        let (a, b) = (values(a, la)?, values(b, lb)?);
-        if ca == 0 || cb == 0 || a.len() / ca != b.len() / cb {
-            bail!("concat: {:?} and {:?}", la.shape(), lb.shape());
-        }
-        let mut out = Vec::with_capacity(a.len() + b.len());
-        for (a, b) in a.chunks_exact(ca).zip(b.chunks_exact(cb)) {
-            out.extend_from_slice(a);
-            out.extend_from_slice(b);
-        }
-        Ok(output(out, with_last(la, ca + cb)))
+        with_type!(a, E => {
+            let (a, b) = (values::<E>(a, la)?, values::<E>(b, lb)?);
+            if ca == 0 || cb == 0 || a.len() / ca != b.len() / cb {
+                bail!("concat: {:?} and {:?}", la.shape(), lb.shape());
+            }
+            let mut out = Vec::with_capacity(a.len() + b.len());
+            for (a, b) in a.chunks_exact(ca).zip(b.chunks_exact(cb)) {
+                out.extend_from_slice(a);
+                out.extend_from_slice(b);
+            }
+            Ok(output(out, with_last(la, ca + cb)))
+        })
     }
 }

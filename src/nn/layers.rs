@@ -1,7 +1,7 @@
 //! Layers: weights in the form their device computes with, and `forward` as one fused operation.
 //!
 //! Activations are channels-last, `[batch, height, width, channels]` or `[batch, tokens, channels]`. On the CPU weights
-//! are packed at load; on other devices they stay tensors and `super::reference` composes the operation.
+//! are packed at load, in `f32` or `bf16`; on other devices they stay tensors and `super::reference` composes the operation.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::cpu::math::Activation;
-use super::cpu::packed::{Columns, Packed};
+use super::cpu::packed::{Columns, Packed, Precision};
 use super::cuda::{self, Epilogue, Second};
 use super::rewrite::Origin;
 use super::weight::Weight;
@@ -42,8 +42,26 @@ impl Placement {
         Tensor::from_slice(values, shape, &self.device)?.to_dtype(self.dtype)
     }
 
-    pub(super) fn is_cpu(&self) -> bool {
-        self.device.is_cpu() && self.dtype == DType::F32
+    /// A norm's weight: `f32` where the fused bodies read it, whatever the activations are.
+    fn norm_tensor(&self, values: &[f32]) -> Result<Tensor> {
+        let tensor = Tensor::from_slice(values, values.len(), &self.device)?;
+        if self.is_fused() {
+            return Ok(tensor);
+        }
+        tensor.to_dtype(self.dtype)
+    }
+
+    /// Whether the fused bodies of the CPU compute here.
+    pub(super) fn is_fused(&self) -> bool {
+        kernels::fuses(&self.device, self.dtype)
+    }
+
+    /// The type in which the CPU packs weights.
+    pub(super) fn precision(&self) -> Precision {
+        match self.dtype {
+            DType::BF16 => Precision::Bf16,
+            _ => Precision::F32,
+        }
     }
 }
 
@@ -81,7 +99,8 @@ impl Linear {
         } else {
             Columns::Plain
         };
-        let weight = Weight::new(place, weight, outputs, bias, columns, |k| k)?;
+        let layout = (columns, weight.len() / outputs.max(1));
+        let weight = Weight::new(place, weight, outputs, bias, layout, |k| k)?;
         let origins = Vec::new();
         Ok(Self {
             weight,
@@ -188,7 +207,8 @@ impl Conv2d {
     ) -> Result<Self> {
         let taps = kernel * kernel;
         let index = Self::tap_major(inputs, taps);
-        let weight = Weight::new(place, weight, outputs, bias, Columns::Plain, index)?;
+        let layout = (Columns::Plain, inputs);
+        let weight = Weight::new(place, weight, outputs, bias, layout, index)?;
         Ok(Self {
             weight,
             kernel,
@@ -346,10 +366,9 @@ impl GroupNorm {
     /// # Errors
     /// When the device refuses the tensor.
     pub fn new(place: &Placement, weight: &[f32], bias: &[f32], eps: f32) -> Result<Self> {
-        let shape = [weight.len()];
         Ok(Self {
-            weight: place.tensor(weight, &shape)?,
-            bias: place.tensor(bias, &shape)?,
+            weight: place.norm_tensor(weight)?,
+            bias: place.norm_tensor(bias)?,
             groups: 32,
             eps,
             silu: false,
@@ -369,7 +388,7 @@ impl GroupNorm {
     /// # Errors
     /// On a shape that does not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if x.device().is_cpu() && x.dtype() == DType::F32 {
+        if kernels::fuses_on(x) {
             let op = kernels::GroupNorm {
                 groups: self.groups,
                 eps: self.eps,
@@ -414,10 +433,9 @@ impl LayerNorm {
     /// # Errors
     /// When the device refuses the tensor.
     pub fn new(place: &Placement, weight: &[f32], bias: &[f32]) -> Result<Self> {
-        let shape = [weight.len()];
         Ok(Self {
-            weight: place.tensor(weight, &shape)?,
-            bias: place.tensor(bias, &shape)?,
+            weight: place.norm_tensor(weight)?,
+            bias: place.norm_tensor(bias)?,
             origins: Vec::new(),
         })
     }
@@ -427,7 +445,7 @@ impl LayerNorm {
     /// # Errors
     /// On a shape that does not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if x.device().is_cpu() && x.dtype() == DType::F32 {
+        if kernels::fuses_on(x) {
             return x.apply_op3_no_bwd(
                 &self.weight,
                 &self.bias,
@@ -446,7 +464,7 @@ impl LayerNorm {
 /// # Errors
 /// On shapes that do not fit.
 pub fn concat_channels(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    if a.device().is_cpu() && a.dtype() == DType::F32 {
+    if kernels::fuses_on(a) {
         return a.apply_op2_no_bwd(b, &kernels::Concat);
     }
     if let Some(y) = cuda::concat_channels(a, b) {

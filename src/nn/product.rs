@@ -4,8 +4,9 @@ use rayon::prelude::*;
 
 use super::block_cache::buffer;
 use super::cpu::Isa;
-use super::cpu::gemm::{Epilogue, Rows, gemm};
-use super::cpu::packed::{Columns, Packed};
+use super::cpu::gemm::{Epilogue, gemm};
+use super::cpu::packed::{Columns, Layout, Packed, Precision};
+use super::cpu::rows::Rows;
 
 /// `a b + sum`: `a` is `[m, k]`, `b` `[k, n]`, `sum` and the result `[m, n]`, all row major.
 ///
@@ -24,7 +25,12 @@ pub fn product(a: &[f32], b: &[f32], k: usize, sum: Option<&[f32]>) -> Vec<f32> 
         b.len()
     );
     let n = b.len() / k;
-    let packed = Packed::new(Isa::chosen(), &transpose(b, k, n), n, Columns::Plain, |k| k);
+    let layout = Layout {
+        precision: Precision::F32,
+        columns: Columns::Plain,
+        run: k,
+    };
+    let packed = Packed::new(Isa::chosen(), &transpose(b, k, n), n, layout, |k| k);
     let mut out = buffer(a.len() / k * n);
     let epilogue = Epilogue {
         residual: sum,

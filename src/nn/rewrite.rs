@@ -172,13 +172,12 @@ mod tests {
         (0..len).map(|i| start + i as f32 / 8.0).collect()
     }
 
-    /// On the packed CPU path and on candle tensors.
-    fn places() -> [Placement; 2] {
-        let half = Placement {
-            dtype: DType::F16,
+    /// On the packed CPU path in both types, and on candle tensors.
+    fn places() -> [Placement; 3] {
+        [DType::F32, DType::BF16, DType::F16].map(|dtype| Placement {
+            dtype,
             ..Placement::cpu()
-        };
-        [Placement::cpu(), half]
+        })
     }
 
     #[test]

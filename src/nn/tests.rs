@@ -9,9 +9,10 @@ use std::sync::atomic::Ordering;
 use candle_core::{Device, Tensor};
 
 use super::cpu::attention::{Heads, Shape};
-use super::cpu::gemm::{Epilogue, Rows, Window, gemm};
+use super::cpu::gemm::{Epilogue, gemm};
 use super::cpu::norm::Groups;
-use super::cpu::packed::{Columns, Packed};
+use super::cpu::packed::{Columns, Layout, Packed, Precision};
+use super::cpu::rows::{Rows, Window};
 use super::cpu::{Isa, attention, norm};
 use super::{Activation, Conv2d, Linear, Placement, Sampling, Then, reference};
 
@@ -25,6 +26,14 @@ fn random(len: usize, seed: u64) -> Vec<f32> {
         (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     };
     (0..len).map(|_| next()).collect()
+}
+
+fn layout(columns: Columns, run: usize) -> Layout {
+    Layout {
+        precision: Precision::F32,
+        columns,
+        run,
+    }
 }
 
 fn tensor(values: &[f32], shape: &[usize]) -> Tensor {
@@ -71,7 +80,7 @@ fn linear_equals_the_composed_product_on_every_isa() {
                 random(n, 3),
                 random(m * n, 4),
             );
-            let packed = Packed::new(isa, &w, n, Columns::Plain, |k| k);
+            let packed = Packed::new(isa, &w, n, layout(Columns::Plain, k), |k| k);
             let mut got = vec![f32::NAN; m * n];
             let epilogue = Epilogue {
                 bias: Some(&b),
@@ -104,7 +113,7 @@ fn geglu_epilogue_equals_the_composed_halves() {
     for isa in Isa::available() {
         for (m, k, n) in [(5, 9, 2), (20, 64, 96), (33, 40, 100)] {
             let (x, w, b) = (random(m * k, 5), random(n * k, 6), random(n, 7));
-            let packed = Packed::new(isa, &w, n, Columns::Geglu, |k| k);
+            let packed = Packed::new(isa, &w, n, layout(Columns::Geglu, k), |k| k);
             let mut got = vec![f32::NAN; m * n / 2];
             gemm(
                 Rows::Matrix(&x),
@@ -166,7 +175,9 @@ fn convolution_equals_the_composed_one_for_every_window() {
                     upsample: sampling.upsample,
                     circular,
                 };
-                let packed = Packed::new(isa, &k, cout, Columns::Plain, |i| i % cin * 9 + i / cin);
+                let packed = Packed::new(isa, &k, cout, layout(Columns::Plain, cin), |i| {
+                    i % cin * 9 + i / cin
+                });
                 let pixels = reach(h) * reach(w);
                 let mut got = vec![f32::NAN; b * pixels * cout];
                 let epilogue = Epilogue {
@@ -372,7 +383,7 @@ fn a_convolution_of_parts_equals_one_of_the_joined_picture_on_every_isa() {
             let (weight, bias) = (random(n * c * 9, 2), random(n, 3));
             let (slopes, residual) = (random(n, 4), random(h * w * n, 5));
             let index = Conv2d::tap_major(c, 9);
-            let packed = Packed::new(isa, &weight, n, Columns::Plain, index);
+            let packed = Packed::new(isa, &weight, n, layout(Columns::Plain, c), index);
             let window = Window {
                 batch: 1,
                 height: h,

@@ -6,13 +6,13 @@
 use candle_core::{Result, Tensor};
 
 use super::cpu::Isa;
-use super::cpu::packed::{Columns, Packed};
+use super::cpu::packed::{Columns, Layout, Packed};
 use super::layers::Placement;
 
 /// A weight `[outputs, inputs]` and what is added to the product.
 #[derive(Debug, Clone)]
 pub(super) enum Weight {
-    /// On the CPU in f32.
+    /// On the CPU, in f32 or bf16; the bias in f32.
     Packed {
         weight: Packed,
         bias: Option<Vec<f32>>,
@@ -37,18 +37,23 @@ pub(super) enum RowOrder {
 
 impl Weight {
     /// From `values` `[outputs, inputs]` as a checkpoint stores them; `index` says where in a stored row the `k`-th value of a row
-    /// here lies.
+    /// here lies, `run` how many of them lie side by side in the other operand.
     pub(super) fn new(
         place: &Placement,
         values: &[f32],
         outputs: usize,
         bias: Option<&[f32]>,
-        columns: Columns,
+        (columns, run): (Columns, usize),
         index: impl Fn(usize) -> usize + Sync,
     ) -> Result<Self> {
-        if place.is_cpu() {
+        if place.is_fused() {
+            let layout = Layout {
+                precision: place.precision(),
+                columns,
+                run,
+            };
             return Ok(Self::Packed {
-                weight: Packed::new(Isa::chosen(), values, outputs, columns, index),
+                weight: Packed::new(Isa::chosen(), values, outputs, layout, index),
                 bias: bias.map(<[f32]>::to_vec),
             });
         }
@@ -162,7 +167,7 @@ impl Weight {
         match self {
             Self::Packed { weight, bias } => {
                 let bias = bias.as_deref().unwrap_or_default();
-                [weight.stored(), bias].concat()
+                [weight.stored(), bias.to_vec()].concat()
             }
             Self::Tensors { weight, bias, .. } => [Some(weight), bias.as_ref()]
                 .into_iter()

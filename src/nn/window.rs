@@ -1,6 +1,6 @@
 //! How a convolution's window moves over a picture, and what size comes out.
 
-use super::cpu::gemm::Window;
+use super::cpu::rows::Window;
 
 /// How a convolution's window moves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -218,7 +218,8 @@ fn measure_steps(
     let wave: Vec<f32> = (0..2 * h * w * channels)
         .map(|i| (i as f32 * 0.7).sin())
         .collect();
-    let mut x = Tensor::from_vec(wave, (2, h, w, channels), &place.device)?;
+    let mut x =
+        Tensor::from_vec(wave, (2, h, w, channels), &place.device)?.to_dtype(place.dtype)?;
     for step in 1..=options.steps {
         let t = 999.0 * (1.0 - step as f32 / (options.steps + 1) as f32);
         let name = format!("step {step} (batch of 2)");

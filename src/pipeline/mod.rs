@@ -31,6 +31,7 @@ mod texts;
 pub mod upscale;
 mod vocabulary;
 
+pub use crate::nn::cpu::prepare as prepare_cpu;
 pub use crate::nn::cuda::{KernelChoice, device as cuda};
 pub use autoencoder::{AutoPrecision, Codec, VaeOptions};
 pub use hires::{Hires, HiresSize, HiresUpscaler};

@@ -1,20 +1,27 @@
-//! The CPU bodies of the fused operations, on channels-last `f32` slices.
+//! The CPU bodies of the fused operations, on channels-last slices of `f32` or `bf16`.
 //!
-//! Each kernel is written once over `simd::Simd`; [`Isa`] is chosen once per process and runs it under the matching
-//! `target_feature`. Outputs do not depend on the number of threads: work is split over outputs, never over sums.
+//! Each kernel is written once over `simd::Simd` (the instruction set) and `element::Element` (the type in memory); [`Isa`] is
+//! chosen once per process and runs it under the matching `target_feature`. Outputs do not depend on the number of threads: work is split over outputs, never over sums.
 
+#[cfg(test)]
+mod agreement;
 pub(crate) mod attention;
+pub(crate) mod element;
 pub(crate) mod gemm;
 pub(crate) mod math;
 pub(crate) mod norm;
 pub(crate) mod packed;
+pub mod peak;
+pub(crate) mod rows;
+mod scratch;
 pub(crate) mod simd;
+mod team;
 
 use std::str::FromStr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rayon::prelude::*;
+pub use packed::Precision;
 use simd::{Portable, Simd};
 
 /// An instruction set with kernels of its own.
@@ -24,8 +31,10 @@ pub enum Isa {
     Portable,
     /// AVX2 and FMA.
     Avx2,
-    /// AVX-512F.
+    /// AVX-512 F, BW, DQ and VL.
     Avx512,
+    /// The same with `bf16` products (`vdpbf16ps`).
+    Avx512Bf16,
     /// ARM NEON.
     Neon,
 }
@@ -54,8 +63,15 @@ impl Isa {
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
                 sets.push(Self::Avx2);
             }
-            if is_x86_feature_detected!("avx512f") {
+            if is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl")
+            {
                 sets.push(Self::Avx512);
+                if is_x86_feature_detected!("avx512bf16") {
+                    sets.push(Self::Avx512Bf16);
+                }
             }
         }
         #[cfg(target_arch = "aarch64")]
@@ -94,7 +110,7 @@ impl Isa {
     pub(crate) fn lanes(self) -> usize {
         match self {
             Self::Portable | Self::Avx2 => 8,
-            Self::Avx512 => 16,
+            Self::Avx512 | Self::Avx512Bf16 => 16,
             Self::Neon => 4,
         }
     }
@@ -105,6 +121,9 @@ impl Isa {
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Out {
         match self {
             // SAFETY: a value other than `Portable` comes from `available`, which asked the processor.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 => unsafe { run_avx512_bf16(kernel) },
+            // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => unsafe { run_avx512(kernel) },
             // SAFETY: as above.
@@ -125,9 +144,10 @@ impl FromStr for Isa {
             "portable" => Ok(Self::Portable),
             "avx2" => Ok(Self::Avx2),
             "avx512" => Ok(Self::Avx512),
+            "avx512bf16" => Ok(Self::Avx512Bf16),
             "neon" => Ok(Self::Neon),
             _ => Err(format!(
-                "unknown instruction set: `{s}`; one of portable, avx2, avx512, neon"
+                "unknown instruction set: `{s}`; one of portable, avx2, avx512, avx512bf16, neon"
             )),
         }
     }
@@ -135,9 +155,16 @@ impl FromStr for Isa {
 
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code, reason = "target_feature functions")]
-#[target_feature(enable = "avx512f")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
 unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Out {
     kernel.run::<simd::Avx512>()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code, reason = "target_feature functions")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")]
+unsafe fn run_avx512_bf16<K: Kernel>(kernel: K) -> K::Out {
+    kernel.run::<simd::Avx512Bf16>()
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -162,13 +189,34 @@ fn count_multiply_adds(n: usize) {
 /// Work below this many multiply-adds (or a like effort) runs on the calling thread: waking another costs more.
 const INLINE_WORK: usize = 1 << 19;
 
-/// Runs `task(0..count)` on the pool, or inline when `work` in all is small.
+/// Runs `task(0..count)` on all threads, or inline when `work` in all is small.
 pub(crate) fn for_each_task(count: usize, work: usize, task: impl Fn(usize) + Sync + Send) {
-    if count <= 1 || work < INLINE_WORK || rayon::current_num_threads() == 1 {
+    if count <= 1 || work < INLINE_WORK {
         (0..count).for_each(task);
     } else {
-        (0..count).into_par_iter().with_max_len(1).for_each(task);
+        team::share(count, &task);
     }
+}
+
+/// Fixes instruction set (`auto` = the best there is) and number of threads (0 = as many as the process may use: affinity and
+/// the container's CPU limit count) before the first operation.
+///
+/// # Errors
+/// Says what the processor lacks, or that another choice was made already.
+pub fn prepare(isa: &str, threads: usize) -> Result<(), String> {
+    if isa != "auto" {
+        isa.parse::<Isa>()?.choose()?;
+    }
+    if threads > 0 {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+        let running = pool
+            .build_global()
+            .map_or_else(|_| rayon::current_num_threads(), |()| threads);
+        if running != threads {
+            return Err(format!("{running} threads run already, not {threads}"));
+        }
+    }
+    Ok(())
 }
 
 /// A mutable slice whose disjoint parts several threads write.

@@ -1,4 +1,4 @@
-//! Group norm (with `SiLU`) and layer norm on channels-last `f32`.
+//! Group norm (with `SiLU`) and layer norm on channels-last values; weights and sums are `f32` whatever the values are.
 //!
 //! Sums are taken per channel relative to the channel's first pixel, in `f32` over short runs and `f64` across them,
 //! so a large mean does not eat the variance.
@@ -7,6 +7,7 @@
     reason = "calls of `Simd` methods on slices whose sizes are asserted"
 )]
 
+use super::element::Element;
 use super::math::silu;
 use super::simd::Simd;
 use super::{Isa, Kernel, Shared, for_each_task};
@@ -28,13 +29,13 @@ pub(crate) struct Groups {
 }
 
 /// `out = (x - mean) / sqrt(var + eps) * weight + bias`, per group of neighbouring channels, then `SiLU` if asked.
-pub(crate) fn group_norm(
+pub(crate) fn group_norm<E: Element>(
     isa: Isa,
-    x: &[f32],
+    x: &[E],
     weight: &[f32],
     bias: &[f32],
     g: Groups,
-    out: &mut [f32],
+    out: &mut [E],
 ) {
     let (c, per_image) = (g.channels, g.pixels * g.channels);
     assert_eq!(x.len(), g.batch * per_image, "group norm: input size");
@@ -49,6 +50,11 @@ pub(crate) fn group_norm(
         from * c..(from + PIXELS_PER_TASK).min(g.pixels) * c
     };
 
+    // What is summed is the difference to the image's first pixel.
+    let firsts = x.chunks_exact(per_image.max(1));
+    let origins: Vec<f32> = firsts
+        .flat_map(|image| image[..c].iter().map(|x| x.to_f32()))
+        .collect();
     let mut sums = vec![0f64; g.batch * tasks * 2 * c];
     let shared = Shared::new(&mut sums);
     for_each_task(g.batch * tasks, x.len(), |t| {
@@ -57,7 +63,7 @@ pub(crate) fn group_norm(
         let sums = unsafe { shared.part(t * 2 * c, 2 * c) };
         isa.run(Sums {
             x: &image[rows(t % tasks)],
-            origin: &image[..c],
+            origin: &origins[t / tasks * c..][..c],
             out: sums,
         });
     });
@@ -65,9 +71,9 @@ pub(crate) fn group_norm(
     let mut affine = vec![0f32; g.batch * 2 * c];
     let images = sums
         .chunks_exact(tasks * 2 * c)
-        .zip(x.chunks_exact(per_image));
-    for ((sums, image), affine) in images.zip(affine.chunks_exact_mut(2 * c)) {
-        affine_of_image(sums, &image[..c], weight, g, affine);
+        .zip(origins.chunks_exact(c));
+    for ((sums, origin), affine) in images.zip(affine.chunks_exact_mut(2 * c)) {
+        affine_of_image(sums, origin, weight, g, affine);
     }
 
     let shared = Shared::new(out);
@@ -89,7 +95,7 @@ pub(crate) fn group_norm(
 }
 
 /// Per-channel sums of `x - origin` and of its square over all pixels of `x`: sums, then squares.
-pub(crate) fn channel_sums(isa: Isa, x: &[f32], origin: &[f32]) -> Vec<f64> {
+pub(crate) fn channel_sums<E: Element>(isa: Isa, x: &[E], origin: &[f32]) -> Vec<f64> {
     let c = origin.len();
     assert!(c > 0 && x.len().is_multiple_of(c), "channel sums: size");
     let part = PIXELS_PER_TASK * c;
@@ -110,13 +116,13 @@ pub(crate) fn channel_sums(isa: Isa, x: &[f32], origin: &[f32]) -> Vec<f64> {
 }
 
 /// `out = (x - mean) * scale + bias` per channel (`affine` = means, then scales), then `SiLU` if asked.
-pub(crate) fn apply(
+pub(crate) fn apply<E: Element>(
     isa: Isa,
-    x: &[f32],
+    x: &[E],
     affine: &[f32],
     bias: &[f32],
     silu: bool,
-    out: &mut [f32],
+    out: &mut [E],
 ) {
     let c = bias.len();
     assert!(
@@ -178,45 +184,67 @@ pub(crate) fn affine_of_image(
 }
 
 /// Per-channel sums of `x - origin` and its square.
-struct Sums<'a> {
-    x: &'a [f32],
+struct Sums<'a, E> {
+    x: &'a [E],
     origin: &'a [f32],
     out: &'a mut [f64],
 }
 
-impl Kernel for Sums<'_> {
+impl<E: Element> Kernel for Sums<'_, E> {
     type Out = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self) {
+    fn run<S: Simd>(mut self) {
         let c = self.origin.len();
-        let whole = c / S::LANES * S::LANES;
-        let (sum, square) = self.out.split_at_mut(c);
         for run in self.x.chunks(RUN * c) {
-            for at in (0..whole).step_by(S::LANES) {
-                // SAFETY: `at + LANES <= c` and each pixel of the run holds `c` values.
+            let mut at = 0;
+            while at < c {
+                // Several vectors at once, so that a pixel's cache lines are read in a row.
+                let vectors = if at + WIDE * S::LANES <= c { WIDE } else { 1 };
+                // SAFETY: `at + vectors * LANES <= c`, or one vector is cut at `c`; each pixel of the run holds `c` values.
                 unsafe {
-                    let origin = S::load(self.origin.as_ptr().add(at));
-                    let (mut s, mut q) = (S::splat(0.0), S::splat(0.0));
-                    for pixel in run.chunks_exact(c) {
-                        let d = S::sub(S::load(pixel.as_ptr().add(at)), origin);
-                        s = S::add(s, d);
-                        q = S::fma(d, d, q);
-                    }
-                    let mut lanes = [[0f32; 16]; 2];
-                    S::store(lanes[0].as_mut_ptr(), s);
-                    S::store(lanes[1].as_mut_ptr(), q);
-                    for i in 0..S::LANES {
-                        sum[at + i] += f64::from(lanes[0][i]);
-                        square[at + i] += f64::from(lanes[1][i]);
+                    if vectors == WIDE {
+                        self.columns::<S, WIDE>(run, at, S::LANES);
+                    } else {
+                        self.columns::<S, 1>(run, at, S::LANES.min(c - at));
                     }
                 }
+                at += vectors * S::LANES;
             }
+        }
+    }
+}
+
+/// Vectors of channels summed at once.
+const WIDE: usize = 4;
+
+impl<E: Element> Sums<'_, E> {
+    /// Adds `N` vectors of channels from `at` on, the last `width` lanes wide.
+    #[inline(always)]
+    unsafe fn columns<S: Simd, const N: usize>(&mut self, run: &[E], at: usize, width: usize) {
+        let c = self.origin.len();
+        let (sum, square) = self.out.split_at_mut(c);
+        // SAFETY: see `run`.
+        unsafe {
+            let read = |p: *const E, j: usize| E::load_up_to::<S>(p.add(at + j * S::LANES), width);
+            let origin: [S::V; N] = std::array::from_fn(|j| {
+                f32::load_up_to::<S>(self.origin.as_ptr().add(at + j * S::LANES), width)
+            });
+            let mut sums = [[S::splat(0.0); 2]; N];
             for pixel in run.chunks_exact(c) {
-                for i in whole..c {
-                    let d = f64::from(pixel[i] - self.origin[i]);
-                    sum[i] += d;
-                    square[i] += d * d;
+                for (j, [s, q]) in sums.iter_mut().enumerate() {
+                    let d = S::sub(read(pixel.as_ptr(), j), origin[j]);
+                    *s = S::add(*s, d);
+                    *q = S::fma(d, d, *q);
+                }
+            }
+            for (j, [s, q]) in sums.into_iter().enumerate() {
+                let mut lanes = [[0f32; 16]; 2];
+                S::store(lanes[0].as_mut_ptr(), s);
+                S::store(lanes[1].as_mut_ptr(), q);
+                for i in 0..width {
+                    sum[at + j * S::LANES + i] += f64::from(lanes[0][i]);
+                    square[at + j * S::LANES + i] += f64::from(lanes[1][i]);
                 }
             }
         }
@@ -224,16 +252,16 @@ impl Kernel for Sums<'_> {
 }
 
 /// `out = (x - mean) * scale + bias`, then `SiLU` if asked, pixel by pixel.
-struct Apply<'a> {
-    x: &'a [f32],
+struct Apply<'a, E> {
+    x: &'a [E],
     mean: &'a [f32],
     scale: &'a [f32],
     bias: &'a [f32],
     silu: bool,
-    out: &'a mut [f32],
+    out: &'a mut [E],
 }
 
-impl Kernel for Apply<'_> {
+impl<E: Element> Kernel for Apply<'_, E> {
     type Out = ();
 
     #[inline(always)]
@@ -245,16 +273,17 @@ impl Kernel for Apply<'_> {
                 let width = S::LANES.min(c - at);
                 // SAFETY: `at + width <= c`, the length of all five.
                 unsafe {
-                    let read = |p: &[f32]| S::load_up_to(p.as_ptr().add(at), width);
+                    let read = |p: &[f32]| f32::load_up_to::<S>(p.as_ptr().add(at), width);
+                    let x = E::load_up_to::<S>(x.as_ptr().add(at), width);
                     let mut y = S::fma(
-                        S::sub(read(x), read(self.mean)),
+                        S::sub(x, read(self.mean)),
                         read(self.scale),
                         read(self.bias),
                     );
                     if self.silu {
                         y = silu::<S>(y);
                     }
-                    S::store_up_to(out.as_mut_ptr().add(at), y, width);
+                    E::store_up_to::<S>(out.as_mut_ptr().add(at), y, width);
                 }
                 at += S::LANES;
             }
@@ -263,13 +292,13 @@ impl Kernel for Apply<'_> {
 }
 
 /// Layer norm over the last axis of `[rows, weight.len()]`.
-pub(crate) fn layer_norm(
+pub(crate) fn layer_norm<E: Element>(
     isa: Isa,
-    x: &[f32],
+    x: &[E],
     weight: &[f32],
     bias: &[f32],
     eps: f32,
-    out: &mut [f32],
+    out: &mut [E],
 ) {
     let c = weight.len();
     assert!(
@@ -294,15 +323,15 @@ pub(crate) fn layer_norm(
     });
 }
 
-struct Layer<'a> {
-    x: &'a [f32],
+struct Layer<'a, E> {
+    x: &'a [E],
     weight: &'a [f32],
     bias: &'a [f32],
     eps: f32,
-    out: &'a mut [f32],
+    out: &'a mut [E],
 }
 
-impl Kernel for Layer<'_> {
+impl<E: Element> Kernel for Layer<'_, E> {
     type Out = ();
 
     #[inline(always)]
@@ -310,8 +339,8 @@ impl Kernel for Layer<'_> {
         let c = self.weight.len();
         for (x, out) in self.x.chunks_exact(c).zip(self.out.chunks_exact_mut(c)) {
             let n = c as f32;
-            let mean = fold::<S>(x, |x| x) / n;
-            let variance = fold::<S>(x, |v| {
+            let mean = fold::<S, E>(x, |x| x) / n;
+            let variance = fold::<S, E>(x, |v| {
                 // SAFETY: register arithmetic.
                 unsafe {
                     let d = S::sub(v, S::splat(mean));
@@ -327,10 +356,11 @@ impl Kernel for Layer<'_> {
                 let width = S::LANES.min(c - at);
                 // SAFETY: `at + width <= c`, the length of all four.
                 unsafe {
-                    let read = |p: &[f32]| S::load_up_to(p.as_ptr().add(at), width);
-                    let normal = S::mul(S::sub(read(x), S::splat(mean)), S::splat(inverse));
+                    let read = |p: &[f32]| f32::load_up_to::<S>(p.as_ptr().add(at), width);
+                    let x = E::load_up_to::<S>(x.as_ptr().add(at), width);
+                    let normal = S::mul(S::sub(x, S::splat(mean)), S::splat(inverse));
                     let y = S::fma(normal, read(self.weight), read(self.bias));
-                    S::store_up_to(out.as_mut_ptr().add(at), y, width);
+                    E::store_up_to::<S>(out.as_mut_ptr().add(at), y, width);
                 }
                 at += S::LANES;
             }
@@ -340,18 +370,18 @@ impl Kernel for Layer<'_> {
 
 /// Sum of `f(x)` over a row; lanes past the end read as 0.
 #[inline(always)]
-fn fold<S: Simd>(x: &[f32], f: impl Fn(S::V) -> S::V) -> f32 {
+fn fold<S: Simd, E: Element>(x: &[E], f: impl Fn(S::V) -> S::V) -> f32 {
     let whole = x.len() / S::LANES * S::LANES;
     // SAFETY: `at + LANES <= len`, then the remainder.
     unsafe {
         let mut sum = S::splat(0.0);
         for at in (0..whole).step_by(S::LANES) {
-            sum = S::add(sum, f(S::load(x.as_ptr().add(at))));
+            sum = S::add(sum, f(E::load::<S>(x.as_ptr().add(at))));
         }
         if whole < x.len() {
             sum = S::add(
                 sum,
-                f(S::load_first(x.as_ptr().add(whole), x.len() - whole)),
+                f(E::load_first::<S>(x.as_ptr().add(whole), x.len() - whole)),
             );
         }
         S::sum(sum)

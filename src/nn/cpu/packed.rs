@@ -1,13 +1,19 @@
-//! Weights in the order in which the micro-kernel of [`super::gemm`] reads them: `[panel][k][NR]`, `NR = NV * LANES`.
+//! Weights in the order in which the micro-kernel of [`super::gemm`] reads them: `[panel][k / GROUP][NR][GROUP]`,
+//! `NR = NV * LANES`. `GROUP` is 1 for `f32` and 2 for `bf16`, whose factors lie in pairs.
 //!
-//! Invariant: what lies where depends on shape, columns and instruction set alone, so rows can be written again in place.
+//! Factors come in runs that the other operand holds side by side (the channels of a tap, or all of a row); each run is filled up
+//! with zeros to whole groups. Invariant: what lies where depends on shape, columns, type and instruction set alone, so rows can
+//! be written again in place.
 
 use rayon::prelude::*;
 
+use half::bf16;
+
 use super::Isa;
+use super::element::{Element, Values};
 use super::gemm::NV;
 
-/// `k` values packed at a time: 128 lines of a panel are 16 KiB.
+/// `k` values packed at a time: 128 lines of an `f32` panel are 16 KiB.
 const PACK_BLOCK: usize = 128;
 
 /// How output columns are laid over panels.
@@ -20,12 +26,31 @@ pub(crate) enum Columns {
     Geglu,
 }
 
+/// The type of weights and activations; sums are `f32` in both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precision {
+    /// 32-bit float.
+    F32,
+    /// Brain float.
+    Bf16,
+}
+
+/// What decides how a matrix is laid out.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Layout {
+    pub(crate) precision: Precision,
+    pub(crate) columns: Columns,
+    /// Factors that lie side by side in the other operand.
+    pub(crate) run: usize,
+}
+
 /// A weight matrix `[n, k]` packed for the micro-kernel of one instruction set.
 #[derive(Debug, Clone)]
 pub(crate) struct Packed {
-    pub(super) data: Vec<f32>,
+    pub(super) data: Values,
     pub(super) n: usize,
-    pub(super) k: usize,
+    k: usize,
+    pub(super) run: usize,
     pub(super) columns: Columns,
     pub(super) isa: Isa,
 }
@@ -36,21 +61,29 @@ impl Packed {
         isa: Isa,
         rows: &[f32],
         n: usize,
-        columns: Columns,
+        layout: Layout,
         index: impl Fn(usize) -> usize + Sync,
     ) -> Self {
         let k = rows.len().checked_div(n).unwrap_or(0);
         let lanes = isa.lanes();
         let nr = NV * lanes;
-        let panels = match columns {
+        let panels = match layout.columns {
             Columns::Plain => n.div_ceil(nr),
             Columns::Geglu => (n / 2).div_ceil(lanes),
         };
+        let run = layout.run.max(1);
+        assert!(k.is_multiple_of(run), "packed: runs of {run} in {k}");
+        let len = |group: usize| panels * nr * (k / run * run.next_multiple_of(group));
+        let data = match layout.precision {
+            Precision::F32 => Values::F32(vec![0.0; len(f32::GROUP)]),
+            Precision::Bf16 => Values::Bf16(vec![bf16::ZERO; len(bf16::GROUP)]),
+        };
         let mut packed = Self {
-            data: vec![0f32; panels * k * nr],
+            data,
             n,
             k,
-            columns,
+            run,
+            columns: layout.columns,
             isa,
         };
         packed.replace_rows(0, rows, index);
@@ -64,40 +97,31 @@ impl Packed {
         rows: &[f32],
         index: impl Fn(usize) -> usize + Sync,
     ) {
-        let Self { n, k, columns, .. } = *self;
+        let place = Place {
+            n: self.n,
+            k: self.k,
+            run: self.run,
+            columns: self.columns,
+            lanes: self.isa.lanes(),
+        };
         assert!(
-            rows.len() <= n.saturating_sub(first) * k,
-            "gemm: {} values from row {first} on",
+            rows.len() <= self.n.saturating_sub(first) * self.k,
+            "packed: {} values from row {first} on",
             rows.len()
         );
-        let lanes = self.isa.lanes();
-        let nr = NV * lanes;
-        self.data
-            .par_chunks_mut((k * nr).max(1))
-            .enumerate()
-            .for_each(|(p, panel)| {
-                let row_of = |lane| {
-                    let row = source(columns, (p, lane), (n, lanes))?.checked_sub(first)?;
-                    rows.get(row * k..(row + 1) * k)
-                };
-                let rows: Vec<Option<&[f32]>> = (0..nr).map(row_of).collect();
-                // In blocks of k that fit the L1 cache, so that each row is read and each panel line written once.
-                for begin in (0..k).step_by(PACK_BLOCK) {
-                    let end = (begin + PACK_BLOCK).min(k);
-                    for (lane, row) in rows.iter().enumerate() {
-                        let Some(row) = row else { continue };
-                        for i in begin..end {
-                            panel[i * nr + lane] = row[index(i)];
-                        }
-                    }
-                }
-            });
+        match &mut self.data {
+            Values::F32(data) => place.write(data, first, rows, index),
+            Values::Bf16(data) => place.write(data, first, rows, index),
+        }
     }
 
     /// The packed values as they lie in memory.
     #[cfg(test)]
-    pub(crate) fn stored(&self) -> &[f32] {
-        &self.data
+    pub(crate) fn stored(&self) -> Vec<f32> {
+        match &self.data {
+            Values::F32(data) => data.clone(),
+            Values::Bf16(data) => data.iter().map(|x| x.to_f32()).collect(),
+        }
     }
 
     /// Columns of the product.
@@ -118,9 +142,68 @@ impl Packed {
         self.k
     }
 
+    /// Factors of each sum as they are stored, runs filled up to whole groups of `group`.
+    pub(super) fn padded_inputs(&self, group: usize) -> usize {
+        self.k / self.run * self.run.next_multiple_of(group)
+    }
+
     /// Bytes held.
     pub(crate) fn bytes(&self) -> usize {
-        self.data.len() * size_of::<f32>()
+        match &self.data {
+            Values::F32(data) => size_of_val(data.as_slice()),
+            Values::Bf16(data) => size_of_val(data.as_slice()),
+        }
+    }
+}
+
+/// Where the values of a matrix go.
+struct Place {
+    n: usize,
+    k: usize,
+    run: usize,
+    columns: Columns,
+    lanes: usize,
+}
+
+impl Place {
+    fn write<E: Element>(
+        &self,
+        data: &mut [E],
+        first: usize,
+        rows: &[f32],
+        index: impl Fn(usize) -> usize + Sync,
+    ) {
+        let Self { n, k, run, .. } = *self;
+        let nr = NV * self.lanes;
+        let padded = run.next_multiple_of(E::GROUP);
+        let panel_len = (k / run * padded * nr).max(1);
+        data.par_chunks_mut(panel_len)
+            .enumerate()
+            .for_each(|(p, panel)| {
+                let row_of = |lane| {
+                    let row = source(self.columns, (p, lane), (n, self.lanes))?;
+                    let row = row.checked_sub(first)?;
+                    rows.get(row * k..(row + 1) * k)
+                };
+                let rows: Vec<Option<&[f32]>> = (0..nr).map(row_of).collect();
+                // In blocks of k that fit the L1 cache, so that each row is read and each panel line written once.
+                for begin in (0..k).step_by(PACK_BLOCK) {
+                    let end = (begin + PACK_BLOCK).min(k);
+                    for (lane, row) in rows.iter().enumerate() {
+                        let Some(row) = row else { continue };
+                        let (mut from, mut of_run) = (begin / run * padded, begin % run);
+                        for i in begin..end {
+                            let at = from + of_run;
+                            let group = at / E::GROUP * nr + lane;
+                            panel[group * E::GROUP + at % E::GROUP] = E::from_f32(row[index(i)]);
+                            of_run += 1;
+                            if of_run == run {
+                                (from, of_run) = (from + padded, 0);
+                            }
+                        }
+                    }
+                }
+            });
     }
 }
 

@@ -8,7 +8,19 @@
     reason = "std::arch intrinsics and raw loads; the caller guarantees the instruction set and the bounds"
 )]
 
-/// A vector of `f32` lanes.
+use half::bf16;
+
+#[cfg(target_arch = "aarch64")]
+mod arm;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+#[cfg(target_arch = "aarch64")]
+pub(crate) use arm::Neon;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86::{Avx2, Avx512, Avx512Bf16};
+
+/// A vector of `f32` lanes, each of which may also hold two `bf16` side by side.
 ///
 /// # Safety
 /// Callers of every method guarantee that the processor has the instruction set; of `load*` and `store*` also that
@@ -39,6 +51,47 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn sum(v: Self::V) -> f32;
     unsafe fn maximum(v: Self::V) -> f32;
 
+    /// The low halves of the lanes, read as `bf16`.
+    unsafe fn low(v: Self::V) -> Self::V;
+    /// The high halves of the lanes, read as `bf16`.
+    unsafe fn high(v: Self::V) -> Self::V;
+    /// `LANES` values of `bf16`.
+    unsafe fn widen(p: *const bf16) -> Self::V;
+    /// Stores each lane rounded to the nearest `bf16`, ties to even.
+    unsafe fn narrow(p: *mut bf16, v: Self::V);
+
+    /// `c` plus the products of both `bf16` halves of each lane of `a` and `b`.
+    #[inline(always)]
+    unsafe fn dot_pairs(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        // SAFETY: register arithmetic only.
+        unsafe {
+            let c = Self::fma(Self::low(a), Self::low(b), c);
+            Self::fma(Self::high(a), Self::high(b), c)
+        }
+    }
+
+    /// The first `n < LANES` values of `bf16`, the others 0.
+    #[inline(always)]
+    unsafe fn widen_first(p: *const bf16, n: usize) -> Self::V {
+        let mut lanes = [bf16::ZERO; 16];
+        // SAFETY: n < LANES <= 16 and the caller vouches for `p`.
+        unsafe {
+            std::ptr::copy_nonoverlapping(p, lanes.as_mut_ptr(), n);
+            Self::widen(lanes.as_ptr())
+        }
+    }
+
+    /// Stores the first `n < LANES` lanes as [`Self::narrow`] does.
+    #[inline(always)]
+    unsafe fn narrow_first(p: *mut bf16, v: Self::V, n: usize) {
+        let mut lanes = [bf16::ZERO; 16];
+        // SAFETY: n < LANES <= 16 and the caller vouches for `p`.
+        unsafe {
+            Self::narrow(lanes.as_mut_ptr(), v);
+            std::ptr::copy_nonoverlapping(lanes.as_ptr(), p, n);
+        }
+    }
+
     /// The first `n < LANES` lanes from memory, the others 0.
     #[inline(always)]
     unsafe fn load_first(p: *const f32, n: usize) -> Self::V {
@@ -47,32 +100,6 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         unsafe {
             std::ptr::copy_nonoverlapping(p, lanes.as_mut_ptr(), n);
             Self::load(lanes.as_ptr())
-        }
-    }
-
-    /// The first `n <= LANES` lanes from memory, the others 0.
-    #[inline(always)]
-    unsafe fn load_up_to(p: *const f32, n: usize) -> Self::V {
-        // SAFETY: the caller vouches for `n` values.
-        unsafe {
-            if n == Self::LANES {
-                Self::load(p)
-            } else {
-                Self::load_first(p, n)
-            }
-        }
-    }
-
-    /// Stores the first `n <= LANES` lanes.
-    #[inline(always)]
-    unsafe fn store_up_to(p: *mut f32, v: Self::V, n: usize) {
-        // SAFETY: the caller vouches for `n` values.
-        unsafe {
-            if n == Self::LANES {
-                Self::store(p, v);
-            } else {
-                Self::store_first(p, v, n);
-            }
         }
     }
 
@@ -164,24 +191,27 @@ impl Simd for Portable {
     unsafe fn maximum(v: Self::V) -> f32 {
         v.into_iter().fold(f32::NEG_INFINITY, f32::max)
     }
+    #[inline(always)]
+    unsafe fn low(v: Self::V) -> Self::V {
+        v.map(|x| f32::from_bits(x.to_bits() << 16))
+    }
+    #[inline(always)]
+    unsafe fn high(v: Self::V) -> Self::V {
+        v.map(|x| f32::from_bits(x.to_bits() & 0xFFFF_0000))
+    }
+    #[inline(always)]
+    unsafe fn widen(p: *const bf16) -> Self::V {
+        // SAFETY: the caller vouches for eight values.
+        unsafe { p.cast::<[bf16; 8]>().read_unaligned() }.map(bf16::to_f32)
+    }
+    #[inline(always)]
+    unsafe fn narrow(p: *mut bf16, v: Self::V) {
+        // SAFETY: the caller vouches for eight values.
+        unsafe { p.cast::<[bf16; 8]>().write_unaligned(v.map(bf16::from_f32)) }
+    }
 }
 
-/// AVX-512F.
-#[cfg(target_arch = "x86_64")]
-#[derive(Clone, Copy)]
-pub(crate) struct Avx512;
-
-/// AVX2 with FMA.
-#[cfg(target_arch = "x86_64")]
-#[derive(Clone, Copy)]
-pub(crate) struct Avx2;
-
-/// ARM NEON.
-#[cfg(target_arch = "aarch64")]
-#[derive(Clone, Copy)]
-pub(crate) struct Neon;
-
-/// Writes the methods that are one intrinsic each.
+/// Writes the methods that are one expression each.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! intrinsics {
     ($($name:ident($($arg:ident: $ty:ty),*) -> $ret:ty = $body:expr;)*) => {$(
@@ -192,107 +222,5 @@ macro_rules! intrinsics {
         }
     )*};
 }
-
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use super::{Avx2, Avx512, Simd};
-    use std::arch::x86_64::{
-        __m128, __m256, __m512, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm_add_ps,
-        _mm_cvtss_f32, _mm_max_ps, _mm_movehl_ps, _mm_shuffle_ps, _mm256_add_epi32, _mm256_add_ps,
-        _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_cvtps_epi32, _mm256_div_ps,
-        _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps,
-        _mm256_mul_ps, _mm256_round_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_slli_epi32,
-        _mm256_storeu_ps, _mm256_sub_ps, _mm512_add_ps, _mm512_div_ps, _mm512_fmadd_ps,
-        _mm512_loadu_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_max_ps,
-        _mm512_min_ps, _mm512_mul_ps, _mm512_reduce_add_ps, _mm512_reduce_max_ps,
-        _mm512_roundscale_ps, _mm512_scalef_ps, _mm512_set1_ps, _mm512_storeu_ps, _mm512_sub_ps,
-    };
-
-    const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-
-    impl Simd for Avx512 {
-        const LANES: usize = 16;
-        const MR: usize = 8;
-        type V = __m512;
-        intrinsics! {
-            splat(x: f32) -> __m512 = _mm512_set1_ps(x);
-            load(p: *const f32) -> __m512 = _mm512_loadu_ps(p);
-            store(p: *mut f32, v: __m512) -> () = _mm512_storeu_ps(p, v);
-            add(a: __m512, b: __m512) -> __m512 = _mm512_add_ps(a, b);
-            sub(a: __m512, b: __m512) -> __m512 = _mm512_sub_ps(a, b);
-            mul(a: __m512, b: __m512) -> __m512 = _mm512_mul_ps(a, b);
-            div(a: __m512, b: __m512) -> __m512 = _mm512_div_ps(a, b);
-            max(a: __m512, b: __m512) -> __m512 = _mm512_max_ps(a, b);
-            min(a: __m512, b: __m512) -> __m512 = _mm512_min_ps(a, b);
-            fma(a: __m512, b: __m512, c: __m512) -> __m512 = _mm512_fmadd_ps(a, b, c);
-            scale_by_power(x: __m512, n: __m512) -> __m512 = _mm512_scalef_ps(x, n);
-            round(x: __m512) -> __m512 = _mm512_roundscale_ps::<NEAREST>(x);
-            sum(v: __m512) -> f32 = _mm512_reduce_add_ps(v);
-            maximum(v: __m512) -> f32 = _mm512_reduce_max_ps(v);
-            load_first(p: *const f32, n: usize) -> __m512 = _mm512_maskz_loadu_ps((1u16 << n) - 1, p);
-            store_first(p: *mut f32, v: __m512, n: usize) -> () = _mm512_mask_storeu_ps(p, (1u16 << n) - 1, v);
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn halves(v: __m256, f: impl Fn(__m128, __m128) -> __m128) -> f32 {
-        // SAFETY: AVX2 is the caller's promise.
-        unsafe {
-            let v = f(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
-            let v = f(v, _mm_movehl_ps(v, v));
-            _mm_cvtss_f32(f(v, _mm_shuffle_ps::<0x55>(v, v)))
-        }
-    }
-
-    impl Simd for Avx2 {
-        const LANES: usize = 8;
-        const MR: usize = 6;
-        type V = __m256;
-        intrinsics! {
-            splat(x: f32) -> __m256 = _mm256_set1_ps(x);
-            load(p: *const f32) -> __m256 = _mm256_loadu_ps(p);
-            store(p: *mut f32, v: __m256) -> () = _mm256_storeu_ps(p, v);
-            add(a: __m256, b: __m256) -> __m256 = _mm256_add_ps(a, b);
-            sub(a: __m256, b: __m256) -> __m256 = _mm256_sub_ps(a, b);
-            mul(a: __m256, b: __m256) -> __m256 = _mm256_mul_ps(a, b);
-            div(a: __m256, b: __m256) -> __m256 = _mm256_div_ps(a, b);
-            max(a: __m256, b: __m256) -> __m256 = _mm256_max_ps(a, b);
-            min(a: __m256, b: __m256) -> __m256 = _mm256_min_ps(a, b);
-            fma(a: __m256, b: __m256, c: __m256) -> __m256 = _mm256_fmadd_ps(a, b, c);
-            scale_by_power(x: __m256, n: __m256) -> __m256 = _mm256_mul_ps(x, _mm256_castsi256_ps(
-                _mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)))));
-            round(x: __m256) -> __m256 = _mm256_round_ps::<NEAREST>(x);
-            sum(v: __m256) -> f32 = halves(v, |a, b| _mm_add_ps(a, b));
-            maximum(v: __m256) -> f32 = halves(v, |a, b| _mm_max_ps(a, b));
-        }
-    }
-}
-
-#[cfg(target_arch = "aarch64")]
-mod arm {
-    use super::{Neon, Simd};
-    use std::arch::aarch64::*;
-
-    impl Simd for Neon {
-        const LANES: usize = 4;
-        const MR: usize = 8;
-        type V = float32x4_t;
-        intrinsics! {
-            splat(x: f32) -> float32x4_t = vdupq_n_f32(x);
-            load(p: *const f32) -> float32x4_t = vld1q_f32(p);
-            store(p: *mut f32, v: float32x4_t) -> () = vst1q_f32(p, v);
-            add(a: float32x4_t, b: float32x4_t) -> float32x4_t = vaddq_f32(a, b);
-            sub(a: float32x4_t, b: float32x4_t) -> float32x4_t = vsubq_f32(a, b);
-            mul(a: float32x4_t, b: float32x4_t) -> float32x4_t = vmulq_f32(a, b);
-            div(a: float32x4_t, b: float32x4_t) -> float32x4_t = vdivq_f32(a, b);
-            max(a: float32x4_t, b: float32x4_t) -> float32x4_t = vmaxq_f32(a, b);
-            min(a: float32x4_t, b: float32x4_t) -> float32x4_t = vminq_f32(a, b);
-            fma(a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t = vfmaq_f32(c, a, b);
-            scale_by_power(x: float32x4_t, n: float32x4_t) -> float32x4_t = vmulq_f32(x, vreinterpretq_f32_s32(
-                vshlq_n_s32::<23>(vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127)))));
-            round(x: float32x4_t) -> float32x4_t = vrndnq_f32(x);
-            sum(v: float32x4_t) -> f32 = vaddvq_f32(v);
-            maximum(v: float32x4_t) -> f32 = vmaxvq_f32(v);
-        }
-    }
-}
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use intrinsics;

@@ -5,7 +5,7 @@ use candle_core::{CudaDevice, Device, Result, Tensor};
 
 use super::{Epilogue, KernelChoice};
 use crate::nn::attention::Mask;
-use crate::nn::cpu::gemm::Window;
+use crate::nn::cpu::rows::Window;
 use crate::nn::layers::GroupNorm;
 
 type Answer = Option<Result<Tensor>>;

@@ -8,7 +8,7 @@ use super::linear::Call as Linear;
 use super::operand::taken;
 use super::{Epilogue, elementwise, engine, norm};
 use crate::nn::attention::Mask;
-use crate::nn::cpu::gemm::Window;
+use crate::nn::cpu::rows::Window;
 use crate::nn::layers::GroupNorm;
 
 type Answer = Option<Result<Tensor>>;

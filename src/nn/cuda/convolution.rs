@@ -12,7 +12,7 @@ use super::engine::{Arg, Engine};
 use super::geometry::{Kind, ProductShape, WindowShape, activation_number};
 use super::operand::{Operand, nullable, result};
 use super::{Epilogue, Second};
-use crate::nn::cpu::gemm::Window;
+use crate::nn::cpu::rows::Window;
 use crate::nn::layers::Then;
 
 /// What a plan is made for.

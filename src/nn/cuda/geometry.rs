@@ -4,8 +4,8 @@
 
 use candle_core::DType;
 
-use crate::nn::cpu::gemm::Window;
 use crate::nn::cpu::math::Activation;
+use crate::nn::cpu::rows::Window;
 
 /// The types kernels of ours exist for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
