@@ -353,8 +353,11 @@ fn overrides_hold_for_one_request_unless_told_otherwise() {
         json!({ "override_settings": { "samples_format": "bmp" } }),
     );
     assert_eq!(
-        server.post("/sdapi/v1/txt2img", &wrong).json()["detail"],
-        "unknown picture format: `bmp`; use `png`, `jpg` or `webp`"
+        server.post("/sdapi/v1/txt2img", &wrong).problems()[0],
+        (
+            "samples_format".to_string(),
+            r#"unknown value: "bmp"; one of: png, jpg, jpeg, webp"#.to_string()
+        )
     );
     let wrong = with(
         small(),

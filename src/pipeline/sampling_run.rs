@@ -226,8 +226,7 @@ impl Pipeline {
             Err(Error::Interrupted) if network.stopped.is_some() => last,
             Err(error) => return Err(error),
         };
-        let latents = latents.map(on_host).transpose()?;
-        let latents = match (latents, keep) {
+        let latents = match (latents.map(on_host).transpose()?, keep) {
             (Some(latents), Some(mask)) => Some(mask.restore(latents)),
             (latents, _) => latents,
         };

@@ -17,10 +17,19 @@ pub(crate) fn path(name: &str) -> PathBuf {
         .join(name)
 }
 
-/// The bytes of `NAME.zst`.
+/// The bytes of `NAME.zst`, or of `NAME.planes.zst`: all even bytes, then all odd ones.
 pub(crate) fn unpack(name: &str) -> Vec<u8> {
-    let file = path(&format!("{name}.zst"));
-    let packed = std::fs::read(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+    let in_planes = path(&format!("{name}.planes.zst"));
+    if in_planes.exists() {
+        let planes = decompress(&in_planes);
+        let (even, odd) = planes.split_at(planes.len() / 2);
+        return even.iter().zip(odd).flat_map(|(e, o)| [*e, *o]).collect();
+    }
+    decompress(&path(&format!("{name}.zst")))
+}
+
+fn decompress(file: &Path) -> Vec<u8> {
+    let packed = std::fs::read(file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
     zstd::stream::decode_all(packed.as_slice()).expect("valid zstd")
 }
 

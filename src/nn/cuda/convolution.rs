@@ -75,7 +75,8 @@ impl Call {
         };
         let (batch, height, width, first) = parts[0].dims4()?;
         let second_channels = channels_beside(&parts)?;
-        let window = WindowShape::from(window([batch, height, width, first + second_channels]));
+        let channels = first + second_channels;
+        let window = WindowShape::from(window([batch, height, width, channels]));
         let Then::Activate(activation) = epilogue.then else {
             bail!("conv2d: a gated convolution")
         };
@@ -91,10 +92,7 @@ impl Call {
             geglu: false,
         };
         if shape.k() != k {
-            bail!(
-                "conv2d: {} channels, weight takes {k} values",
-                first + second_channels
-            );
+            bail!("conv2d: {channels} channels, weight takes {k} values");
         }
         let (added, second) = second(epilogue.second, out)?;
         let x = parts[0];

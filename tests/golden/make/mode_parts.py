@@ -11,6 +11,7 @@ from diffusers import UniPCMultistepScheduler
 from safetensors.torch import load
 from transformers import CLIPTokenizer
 
+import planes
 import tinymodel as T
 from common import BETA_END, BETA_START, SCALE_FACTOR, VARIANTS, alphas_cumprod, gen, k_diffusion
 from diffusion import AB
@@ -29,7 +30,7 @@ def unpack(name):
 
 
 def tiny_checkpoint():
-    return unpack("tiny_sdxl.safetensors.zst")
+    return load(planes.unpack((HERE / "tiny_sdxl.safetensors.planes.zst").read_bytes()))
 
 
 def doubling(unet):

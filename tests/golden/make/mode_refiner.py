@@ -2,17 +2,17 @@
 import pathlib
 
 import torch
-import zstandard
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load, save
 from transformers import CLIPTextModelWithProjection
 
+import planes
 import tinymodel as T
 from common import VARIANTS, gen
 from mode_parts import doubling
 
 SEED, PREFIX = 20240602, "conditioner.embedders.0.model."
-FILE = "tiny_refiner.safetensors.zst"
+FILE = "tiny_refiner.safetensors.planes.zst"
 HIGH, LOW = 6.0, 2.5
 TINY = VARIANTS["public"]
 REFINER = {
@@ -53,14 +53,14 @@ def write(out, kept):
     if (pathlib.Path(out) / FILE).exists():
         return
     packed = save(build(kept), {"format": "pt", "modelspec.resolution": "128x128", "sdgen.head_dim": "16"})
-    (pathlib.Path(out) / FILE).write_bytes(zstandard.ZstdCompressor(level=19).compress(packed))
+    (pathlib.Path(out) / FILE).write_bytes(planes.pack(packed))
 
 
 class RefinerModel:
     """The checkpoint's networks and its conditioning: bigG's penultimate states, pooled, five numbers."""
 
     def __init__(self, out):
-        sd = T.f32(load(zstandard.ZstdDecompressor().decompress((pathlib.Path(out) / FILE).read_bytes())))
+        sd = T.f32(load(planes.unpack((pathlib.Path(out) / FILE).read_bytes())))
         self.unet = UNet2DConditionModel(**T.unet_diffusers_config(REFINER["unet"])).eval()
         self.unet.load_state_dict(T.remap(T.sub(sd, T.P_UNET), T.unet_key_map(REFINER["unet"])), strict=True)
         doubling(self.unet)

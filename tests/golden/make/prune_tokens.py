@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import zstandard
 from safetensors import safe_open
 from safetensors.numpy import load_file, save
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
+
+import planes
 
 golden, out = Path(sys.argv[1]), Path(sys.argv[2])
 bpe = Tokenizer(BPE.from_file(str(golden / "clip/vocab.json"), str(golden / "clip/merges.txt"), end_of_word_suffix="</w>"))
@@ -44,6 +45,6 @@ for key in tensors:
     if key.endswith("token_embedding.weight"):
         tensors[key] = tensors[key].copy()
         tensors[key][unused] = 0
-packed = zstandard.ZstdCompressor(level=19).compress(save(tensors, metadata))
-(out / "tiny_sdxl.safetensors.zst").write_bytes(packed)
+packed = planes.pack(save(tensors, metadata))
+(out / "tiny_sdxl.safetensors.planes.zst").write_bytes(packed)
 print(len(ids), "token rows kept,", len(packed), "bytes")
