@@ -559,8 +559,6 @@ fn pictures_that_cannot_be_used_are_answered_in_words() {
         (json!({ "mask": hollow_png(0, 0) }), 400, "Invalid encoded image: picture cannot be read: ".into()),
         (json!({ "mask": hollow_png(9000, 9000) }), 400, sized(9000, 9000)),
         (json!({ "mask": "x" }), 400, "Invalid encoded image: invalid base64 picture: ".into()),
-        (json!({ "override_settings": { "img2img_background_color": "white" } }), 400,
-            "option `img2img_background_color` is no colour like `#ffffff`: `white`".into()),
         (json!({ "init_images": [png(RgbImage::new(4, 4))], "resize_mode": 3 }), 400,
             "init image of 4x4 pixels: with `resize_mode` 3 a side must be between 8 and 4096 pixels (setting `limits.max_side`)".into()),
         (json!({ "init_images": [png(RgbImage::new(1, 5000))], "resize_mode": 2 }), 400, "picture of 0x64 pixels is empty".into()),
