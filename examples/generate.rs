@@ -26,6 +26,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     // `CheckpointSource::File(path)` loads an SDXL checkpoint of yours.
     let options = LoadOptions {
+        latents_on_device: false,
         device: candle_core::Device::Cpu,
         dtype: candle_core::DType::F32,
         vae: None,

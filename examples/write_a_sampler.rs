@@ -113,7 +113,7 @@ fn main() -> std::io::Result<()> {
             Err(never) => match never {},
         };
         let error = (&end - &exact)
-            .data
+            .data()
             .iter()
             .fold(0.0_f32, |worst, v| worst.max(v.abs()));
         writeln!(out, "{name:<10} {:>5} {error:>9.5}", denoiser.calls)?;

@@ -37,6 +37,7 @@ impl Folder {
 
 fn load_with(path: &Path, vae: Option<PathBuf>) -> Result<Pipeline, String> {
     let options = LoadOptions {
+        latents_on_device: false,
         device: Device::Cpu,
         dtype: DType::F32,
         vae: vae.map(|path| VaeIdentity {

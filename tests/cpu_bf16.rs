@@ -12,6 +12,7 @@ use sdgen::rng::NoiseSource;
 /// A picture of the demo model after 20 steps.
 fn generate(dtype: DType, seed: u64) -> GeneratedImage {
     let options = LoadOptions {
+        latents_on_device: false,
         device: Device::Cpu,
         dtype,
         vae: None,

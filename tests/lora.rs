@@ -514,6 +514,7 @@ fn a_job_puts_its_networks_on_and_each_pass_its_own() {
     let path = model.folder.path().join("tiny.safetensors");
     std::fs::write(&path, golden::unpack(TINY)).expect("written");
     let options = LoadOptions {
+        latents_on_device: false,
         device: Device::Cpu,
         dtype: DType::F32,
         vae: None,

@@ -66,6 +66,7 @@ struct Models {
 
 fn load(source: &CheckpointSource) -> Pipeline {
     let options = LoadOptions {
+        latents_on_device: false,
         device: Device::Cpu,
         dtype: DType::F32,
         vae: None,

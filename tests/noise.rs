@@ -224,9 +224,13 @@ fn a_batch_has_the_noise_of_its_pictures_drawn_singly() {
         for draw in 0..3 {
             let want: Vec<f32> = singles
                 .iter_mut()
-                .flat_map(|rng| rng.next_noise().data)
+                .flat_map(|rng| rng.next_noise().into_data())
                 .collect();
-            assert_eq!(batch.next_noise().data, want, "{source}, draw {draw}");
+            assert_eq!(
+                batch.next_noise().into_data(),
+                want,
+                "{source}, draw {draw}"
+            );
         }
     }
 }

@@ -27,6 +27,7 @@ use support::small_models::{self, Weights};
 
 fn demo() -> Pipeline {
     let options = LoadOptions {
+        latents_on_device: false,
         device: Device::Cpu,
         dtype: DType::F32,
         vae: None,

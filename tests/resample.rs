@@ -38,6 +38,6 @@ fn every_mode_equals_torch_up_and_down() {
             rel_of_max: 0.0,
         };
         let name = format!("{} {height}x{width}", mode.label());
-        assert_close(&name, &got.data, &numbers(&case["values"]), tolerance);
+        assert_close(&name, &got.data(), &numbers(&case["values"]), tolerance);
     }
 }

@@ -88,7 +88,7 @@ fn over(sampler: Sampler, sigmas: Vec<f32>, options: &SamplerOptions) -> (f32, u
     plan.levels = Levels::Sigmas(sigmas);
     let mut denoiser = Scalar::default();
     let Ok(end) = sample(&plan, &mut denoiser, x, &mut Half, &mut |_, _| {});
-    (end.data[0], denoiser.calls)
+    (end.data()[0], denoiser.calls)
 }
 
 fn karras(n: usize) -> Vec<f32> {
@@ -107,7 +107,7 @@ fn over_timesteps(sampler: Sampler, steps: usize, options: &SamplerOptions) -> f
     );
     let x = plan.initial_latents(&Latents::new(vec![1.0], [1; 4]));
     let Ok(end) = sample(&plan, &mut Scalar::default(), x, &mut Half, &mut |_, _| {});
-    end.data[0]
+    end.data()[0]
 }
 
 #[test]
@@ -222,7 +222,12 @@ fn tcd_equals_its_variance_preserving_form() {
         plan.levels = Levels::Sigmas(sigmas);
         let x = Latents::new(vec![table.sigma_max()], [1; 4]);
         let Ok(end) = sample(&plan, denoiser, x, &mut Half, &mut |_, _| {});
-        assert_close(&format!("TCD, gamma {gamma:?}"), &end.data, &[want], SCALAR);
+        assert_close(
+            &format!("TCD, gamma {gamma:?}"),
+            &end.data(),
+            &[want],
+            SCALAR,
+        );
     }
 }
 
@@ -290,7 +295,7 @@ fn every_sampler_ends_in_finite_latents_from_every_start() {
                 };
                 let Ok(end) = sample(&plan, &mut Scalar::default(), x, &mut Half, on_step);
                 assert!(
-                    end.data[0].is_finite(),
+                    end.data()[0].is_finite(),
                     "{sampler:?} {scheduler:?} {:?}",
                     plan.levels
                 );

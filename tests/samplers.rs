@@ -333,19 +333,19 @@ impl Golden {
         let mut bank = self.bank(amount);
         let mut entries = Vec::new();
         let x = plan.initial_latents(&self.latents("noise"));
-        let on_step = &mut |_, x: &Latents| entries.extend_from_slice(&x.data);
+        let on_step = &mut |_, x: &Latents| entries.extend_from_slice(&x.data());
         let got = sample(plan, denoiser, x, &mut bank, on_step).expect("the run ends");
         let name = format!("{}.{run}", self.prefix);
         assert_close(
             &format!("{name}.final"),
-            &got.data,
-            &self.latents(&format!("{run}.final")).data,
+            &got.data(),
+            &self.latents(&format!("{run}.final")).data(),
             tolerance,
         );
         if let Some((_, xs)) = self.tensors.try_get(&format!("{name}.xs")) {
             // Of the adaptive solver the reference kept the latents after each attempt.
             let entered = if plan.sampler == Sampler::DpmAdaptive {
-                &xs[..xs.len() - got.data.len()]
+                &xs[..xs.len() - got.data().len()]
             } else {
                 &xs[..]
             };
@@ -467,7 +467,7 @@ impl Network for &TinyUnet {
         _uncond: Uncond,
     ) -> candle_core::Result<Prediction> {
         let x =
-            Tensor::from_slice(&x.data, x.shape.to_vec(), &Device::Cpu)?.permute((0, 2, 3, 1))?;
+            Tensor::from_slice(&x.data(), x.shape.to_vec(), &Device::Cpu)?.permute((0, 2, 3, 1))?;
         let x = Tensor::cat(&[&x, &x], 0)?.contiguous()?;
         let eps = self
             .unet

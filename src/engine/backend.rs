@@ -247,6 +247,7 @@ impl Backend for PipelineBackend {
 
     fn load(&mut self, model: &Selection) -> Result<Pipeline, pipeline::Error> {
         let options = LoadOptions {
+            latents_on_device: false,
             device: self.device.clone(),
             dtype: self.dtype,
             vae: model.vae.clone(),

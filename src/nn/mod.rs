@@ -5,6 +5,7 @@
 
 pub mod attention;
 pub mod block_cache;
+mod combine;
 pub mod cpu;
 pub mod cuda;
 mod dense;
@@ -19,6 +20,7 @@ mod weight;
 mod window;
 
 pub use attention::{Mask, cross_attention, self_attention};
+pub use combine::combine;
 pub use cpu::math::Activation;
 pub use group_statistics::{GroupStatistics, MeasuredNorm};
 pub use layers::{Conv2d, GroupNorm, LayerNorm, Linear, Placement, Then, concat_channels};

@@ -260,7 +260,8 @@ impl Autoencoder {
         };
         let Picture { values, shape } = Picture::read(&latents)?;
         let [_, height, width, channels] = shape;
-        Ok(channels_first(&values, [1, channels, height, width]))
+        let shape = [1, channels, height, width];
+        Ok(Latents::new(channels_first(&values, shape), shape))
     }
 
     /// The posterior's mean, scaled.
@@ -364,7 +365,7 @@ impl Picture {
 
 fn tensor(latents: &Latents, place: &Placement) -> Result<Tensor, Error> {
     let [batch, channels, height, width] = latents.shape;
-    let values = channels_last(latents);
+    let values = channels_last(&latents.data(), latents.shape);
     let shape = (batch, height, width, channels);
     Ok(Tensor::from_vec(values, shape, &place.device)?)
 }

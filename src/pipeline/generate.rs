@@ -187,7 +187,10 @@ impl Pipeline {
                 seed,
                 subseed,
                 infotext: description.infotext(seed, subseed, &done.extra_params),
-                latents: description.request.keep_latents.then_some(latents.data),
+                latents: description
+                    .request
+                    .keep_latents
+                    .then(|| latents.into_data()),
             });
         }
         done.timings.decode += clock.elapsed();

@@ -208,10 +208,9 @@ impl Pipeline {
                 let mut data = Vec::new();
                 for image in latents.images() {
                     let [_, c, fh, fw] = latents.shape;
-                    let picture =
-                        decoder.decode_image(&Latents::new(image.to_vec(), [1, c, fh, fw]))?;
+                    let picture = decoder.decode_image(&Latents::new(image, [1, c, fh, fw]))?;
                     let larger = job.resize_to(&picture, upscaler, size)?;
-                    data.extend(self.encode_image(&larger)?.data);
+                    data.extend(self.encode_image(&larger)?.into_data());
                 }
                 Latents::new(data, [latents.batch(), latents.shape[1], h, w])
             }
@@ -225,7 +224,8 @@ fn crop(latents: &Latents, (columns, rows): (usize, usize)) -> Latents {
     let [batch, channels, height, width] = latents.shape;
     let (to_height, to_width) = (height - rows, width - columns);
     let (top, left) = (rows / 2, columns / 2);
-    let planes = latents.data.chunks_exact(height * width);
+    let values = latents.data();
+    let planes = values.chunks_exact(height * width);
     let data = planes
         .flat_map(|plane| {
             plane
@@ -259,7 +259,7 @@ mod tests {
         let x = Latents::new((0..20).map(|i| i as f32).collect(), [1, 1, 4, 5]);
         let y = crop(&x, (3, 1));
         assert_eq!(
-            (y.shape, y.data),
+            (y.shape, y.into_data()),
             ([1, 1, 3, 2], vec![1.0, 2.0, 6.0, 7.0, 11.0, 12.0])
         );
     }

@@ -204,7 +204,7 @@ impl ImageStart {
         match (&finish.overlay, &self.mask) {
             (Overlay::Fixed(overlay, region), _) => Ok(apply_overlay(&picture, overlay, *region)?),
             (Overlay::Soft(soft), Some(mask)) => {
-                let (before, after) = (&self.latents, &latents.data);
+                let (before, after) = (&self.latents, &latents.data());
                 let painted = soft.settings.opacity(index, &mask.paint, before, after);
                 let size = picture.dimensions();
                 let overlay = soft_overlay(&soft.original, &painted, size, soft.region)?;
@@ -311,7 +311,7 @@ impl Pipeline {
         let device = &self.place.device;
         let mask = Tensor::from_vec(mask, (1, h, w, 1), device)?;
         let masked = Tensor::from_vec(
-            super::network::channels_last(&masked),
+            super::network::channels_last(&masked.data(), masked.shape),
             (1, h, w, masked.shape[1]),
             device,
         )?;
@@ -363,7 +363,7 @@ impl<'a> Painted<'a> {
         let edge = self.asked.latent_edge();
         let plane = latent_mask(&self.prepared.mask, (w as u32, h as u32), edge)?;
         let paint = Latents::new(
-            plane.repeat(latents.data.len() / plane.len()),
+            plane.repeat(latents.data().len() / plane.len()),
             latents.shape,
         );
         let latents = match self.asked.content {
@@ -430,7 +430,7 @@ fn stack(encoded: &[Latents], batch: usize) -> Result<Latents, Error> {
             let [_, c, h, w] = several[0].shape;
             let data = several
                 .iter()
-                .flat_map(|latents| latents.data.iter().copied())
+                .flat_map(|latents| latents.data().into_owned())
                 .collect();
             Ok(Latents::new(data, [batch, c, h, w]))
         }

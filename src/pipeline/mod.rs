@@ -8,6 +8,7 @@ pub mod bench;
 pub mod conditioning;
 mod decode;
 mod describe;
+mod device_latents;
 mod generate;
 pub mod hires;
 pub mod image_to_image;
@@ -271,7 +272,7 @@ impl Pipeline {
         let masked = self.autoencoder.encode(&grey, width_px, height_px)?;
         let device = &self.place.device;
         let masked = Tensor::from_vec(
-            network::channels_last(&masked),
+            network::channels_last(&masked.data(), masked.shape),
             (1, height, width, masked.shape[1]),
             device,
         )?;

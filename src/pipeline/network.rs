@@ -1,6 +1,7 @@
 //! The UNet as the sampling layer's [`Network`]: one batch for all prompts and pictures, layouts changed at the edge.
 //!
-//! Latents outside are `[batch, 4, h, w]` on the host; the UNet's are `[rows, h, w, channels]` on its device. Rows are the
+//! Latents outside are `[batch, 4, h, w]` on the host, or on the UNet's device in its layout; the UNet's are `[rows, h, w,
+//! channels]`. Rows are the
 //! prompt's pieces, picture by picture, then the negative prompt for each picture. Prompts that still differ in length after
 //! [`align`] run apart.
 
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use candle_core::{DType, Tensor};
 
 use super::conditioning::{EncodedText, Prompts};
+use super::device_latents::DeviceLatents;
 use super::padding::{Aligned, PadConds, align};
 use super::refiner::{AESTHETIC_SCORES, Switch};
 use super::sizes::Sizes;
@@ -182,14 +184,14 @@ impl<'a> GuidedUnet<'a> {
     /// Runs rows of equal length as one batch; returns one latent batch per row.
     fn run(&mut self, rows: &[Row], x: &Latents, timestep: f32) -> Result<Vec<Latents>, Error> {
         let pictures = x.batch();
-        let [_, channels, height, width] = x.shape;
+        let [_, channels, ..] = x.shape;
         let conditioning = self.conditioning(rows, pictures)?;
-        let input = channels_last(x);
-        let input = Tensor::from_slice(
-            &input,
-            (pictures, height, width, channels),
-            &self.part.place.device,
-        )?;
+        let on_device = DeviceLatents::tensor(x).transpose()?;
+        let stays = on_device.is_some();
+        let input = match on_device {
+            Some(input) => input,
+            None => self.sent(x)?,
+        };
         let mut input = repeat(&input, rows.len())?;
         let takes_extra = self.part.unet.in_channels() > channels;
         if let Some(extra) = self.extra.as_ref().filter(|_| takes_extra) {
@@ -208,20 +210,20 @@ impl<'a> GuidedUnet<'a> {
             &vec![timestep; rows.len() * pictures],
             &conditioning,
         )?;
-        let values: Vec<f32> = output.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
-        if values.iter().any(|v| !v.is_finite()) {
-            return Err(Error::NotANumber { stage: "Unet" });
+        let row = |i: usize| output.narrow(0, i * pictures, pictures);
+        if stays {
+            let rows = (0..rows.len()).map(|i| Ok(DeviceLatents::wrap(&row(i)?)?));
+            return rows.collect();
         }
-        let size = values.len() / rows.len();
-        Ok(values
-            .chunks_exact(size)
-            .map(|row| {
-                channels_first(
-                    row,
-                    [pictures, size / pictures / height / width, height, width],
-                )
-            })
-            .collect())
+        (0..rows.len()).map(|i| fetched(&row(i)?)).collect()
+    }
+
+    /// Latents of the host as the UNet's input.
+    fn sent(&self, x: &Latents) -> candle_core::Result<Tensor> {
+        let [pictures, channels, height, width] = x.shape;
+        let values = channels_last(&x.data(), x.shape);
+        let shape = (pictures, height, width, channels);
+        Tensor::from_vec(values, shape, &self.part.place.device)
     }
 
     fn conditioning(&mut self, rows: &[Row], pictures: usize) -> Result<Conditioning, Error> {
@@ -320,6 +322,17 @@ impl Network for GuidedUnet<'_> {
     }
 }
 
+/// A network's output for one row, `[pictures, h, w, channels]`, on the host.
+fn fetched(output: &Tensor) -> Result<Latents, Error> {
+    let (pictures, height, width, channels) = output.dims4()?;
+    let values: Vec<f32> = output.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+    if values.iter().any(|v| !v.is_finite()) {
+        return Err(Error::NotANumber { stage: "Unet" });
+    }
+    let shape = [pictures, channels, height, width];
+    Ok(Latents::new(channels_first(&values, shape), shape))
+}
+
 /// Whether both are the very same texts.
 fn same(a: &[Arc<EncodedText>], b: &[Arc<EncodedText>]) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b))
@@ -335,10 +348,10 @@ fn repeat(x: &Tensor, n: usize) -> candle_core::Result<Tensor> {
 }
 
 /// `[batch, channels, h, w]` to `[batch, h, w, channels]`.
-pub(super) fn channels_last(x: &Latents) -> Vec<f32> {
-    let [_, channels, height, width] = x.shape;
+pub(super) fn channels_last(values: &[f32], [_, channels, height, width]: [usize; 4]) -> Vec<f32> {
     let area = height * width;
-    x.images()
+    values
+        .chunks_exact((area * channels).max(1))
         .flat_map(|image| {
             (0..area * channels).map(move |i| image[i % channels * area + i / channels])
         })
@@ -346,21 +359,12 @@ pub(super) fn channels_last(x: &Latents) -> Vec<f32> {
 }
 
 /// `[batch, h, w, channels]` to `shape`, which is `[batch, channels, h, w]`.
-pub(super) fn channels_first(values: &[f32], shape: [usize; 4]) -> Latents {
-    let [_, channels, height, width] = shape;
+pub(super) fn channels_first(values: &[f32], [_, channels, height, width]: [usize; 4]) -> Vec<f32> {
     let area = height * width;
-    let image = |image: &[f32]| {
-        (0..area * channels)
-            .map(|i| image[i % area * channels + i / area])
-            .collect::<Vec<f32>>()
-    };
-    Latents::new(
-        values
-            .chunks_exact(area * channels)
-            .flat_map(image)
-            .collect(),
-        shape,
-    )
+    values
+        .chunks_exact((area * channels).max(1))
+        .flat_map(|image| (0..area * channels).map(move |i| image[i % area * channels + i / area]))
+        .collect()
 }
 
 #[cfg(test)]
@@ -370,12 +374,12 @@ mod tests {
     #[test]
     fn layouts_change_back_and_forth() {
         let x = Latents::new((0..2 * 4 * 6).map(|i| i as f32).collect(), [2, 4, 2, 3]);
-        let last = channels_last(&x);
+        let last = channels_last(&x.data(), x.shape);
         assert_eq!(
             &last[..5],
             &[0.0, 6.0, 12.0, 18.0, 1.0],
             "channels of the first pixel, then the second pixel"
         );
-        assert_eq!(channels_first(&last, x.shape), x);
+        assert_eq!(channels_first(&last, x.shape), x.into_data());
     }
 }

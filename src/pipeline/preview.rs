@@ -53,7 +53,7 @@ impl Pipeline {
             denoised.clone()
         } else {
             let [_, c, h, w] = denoised.shape;
-            Latents::new(denoised.images().next()?.to_vec(), [1, c, h, w])
+            Latents::new(denoised.images().next()?, [1, c, h, w])
         };
         let made = match &options.method {
             PreviewMethod::Cheap => Ok(decode::approximate(&shown)),
@@ -68,9 +68,7 @@ impl Pipeline {
 
     fn decode_each(&self, shown: &Latents, method: &PreviewMethod) -> Result<Vec<RgbImage>, Error> {
         let [_, c, h, w] = shown.shape;
-        let singles = shown
-            .images()
-            .map(|one| Latents::new(one.to_vec(), [1, c, h, w]));
+        let singles = shown.images().map(|one| Latents::new(one, [1, c, h, w]));
         singles
             .map(|latents| match method {
                 PreviewMethod::Full => {

@@ -178,6 +178,8 @@ pub struct LoadOptions {
     pub dtype: candle_core::DType,
     /// A VAE file used in place of the checkpoint's own.
     pub vae: Option<VaeIdentity>,
+    /// Whether latents stay where the UNet is between the steps of a run; on CUDA they always do.
+    pub latents_on_device: bool,
 }
 
 /// Names by which a checkpoint is known.

@@ -68,7 +68,8 @@ pub fn resample(latents: &Latents, height: usize, width: usize, mode: LatentMode
         taps(from_width, width, mode),
     );
     let mut data = Vec::with_capacity(batch * channels * height * width);
-    for plane in latents.data.chunks_exact((from_height * from_width).max(1)) {
+    let values = latents.data();
+    for plane in values.chunks_exact((from_height * from_width).max(1)) {
         let across: Vec<f32> = plane
             .chunks_exact(from_width.max(1))
             .flat_map(|row| {
@@ -157,14 +158,14 @@ mod tests {
             let larger = resample(&flat, 8, 7, mode);
             assert_eq!(larger.shape, [2, 4, 8, 7]);
             assert!(
-                larger.data.iter().all(|v| (v - 2.5).abs() < 1e-5),
+                larger.data().iter().all(|v| (v - 2.5).abs() < 1e-5),
                 "{mode:?}"
             );
             let same = resample(&ramp, 5, 3, mode);
             assert!(
-                same.data
+                same.data()
                     .iter()
-                    .zip(&ramp.data)
+                    .zip(ramp.data().iter())
                     .all(|(a, b)| (a - b).abs() < 1e-5),
                 "{mode:?}"
             );
@@ -187,9 +188,12 @@ mod tests {
         ] {
             let got = resample(&two, 1, 4, mode);
             assert!(
-                got.data.iter().zip(want).all(|(g, w)| (g - w).abs() < 1e-6),
+                got.data()
+                    .iter()
+                    .zip(want)
+                    .all(|(g, w)| (g - w).abs() < 1e-6),
                 "{mode:?}: {:?}",
-                got.data
+                got.data()
             );
         }
     }

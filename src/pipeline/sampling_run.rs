@@ -5,6 +5,7 @@ use std::rc::Rc;
 use candle_core::Tensor;
 use image::RgbImage;
 
+use super::device_latents::DeviceLatents;
 use super::image_to_image::ImageStart;
 use super::network::{GuidedUnet, Part};
 use super::passes::Pass;
@@ -14,7 +15,7 @@ use super::seeds::{image_rng, latent_size, seeds};
 use super::{Control, Error, GenerateRequest, Observer, Pipeline};
 use crate::rng::ImageRng;
 use crate::sampling::{
-    CfgDenoiser, Guidance, InfotextParams, Latents, Mask, NoiseStreams, Plan, sample,
+    CfgDenoiser, Guidance, InfotextParams, Latents, Mask, NoiseStreams, Plan, Sampler, sample,
 };
 
 /// Where a pass begins.
@@ -205,10 +206,11 @@ impl Pipeline {
                 observer.preview(sheet);
             }
         });
+        let latents = self.model(pass.model).placed(start.latents, plan.sampler);
         let result = sample(
             plan,
             &mut denoiser,
-            start.latents,
+            latents,
             &mut streams,
             &mut |finished, _| report(finished),
         );
@@ -224,6 +226,7 @@ impl Pipeline {
             Err(Error::Interrupted) if network.stopped.is_some() => last,
             Err(error) => return Err(error),
         };
+        let latents = latents.map(on_host).transpose()?;
         let latents = match (latents, keep) {
             (Some(latents), Some(mask)) => Some(mask.restore(latents)),
             (latents, _) => latents,
@@ -239,6 +242,18 @@ impl Pipeline {
             outcome.infotext.extend(refiner.infotext.clone());
         }
         Ok(outcome)
+    }
+
+    /// Latents where the steps of a run leave them: with the UNet, or on the host.
+    fn placed(&self, latents: Latents, sampler: Sampler) -> Latents {
+        // Its step size depends on the values: it would fetch them every step, and must hear at once of values that are no numbers.
+        let looks_at_values = sampler == Sampler::DpmAdaptive;
+        let device = &self.place.device;
+        if (self.load_options.latents_on_device || device.is_cuda()) && !looks_at_values {
+            DeviceLatents::send(&latents, device)
+        } else {
+            latents
+        }
     }
 
     /// The models of a pass, with its prompts.
@@ -263,5 +278,15 @@ impl Pipeline {
     pub(super) fn decode_image(&self, latents: &Latents) -> Result<RgbImage, Error> {
         let image = self.autoencoder.decode(latents, &())?;
         image.ok_or(Error::Interrupted)
+    }
+}
+
+/// What a run ends with, on the host. On a device nobody has looked at the values before.
+fn on_host(latents: Latents) -> Result<Latents, Error> {
+    let latents = latents.into_host();
+    if latents.data().iter().all(|v| v.is_finite()) {
+        Ok(latents)
+    } else {
+        Err(Error::NotANumber { stage: "Unet" })
     }
 }

@@ -29,7 +29,7 @@ pub(super) fn image_rng(
 pub(super) fn singles(batch: Option<Latents>) -> impl Iterator<Item = Latents> {
     batch.into_iter().flat_map(|batch| {
         let [_, channels, height, width] = batch.shape;
-        let single = |image: &[f32]| Latents::new(image.to_vec(), [1, channels, height, width]);
+        let single = |image: Vec<f32>| Latents::new(image, [1, channels, height, width]);
         batch.images().map(single).collect::<Vec<_>>()
     })
 }

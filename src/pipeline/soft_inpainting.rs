@@ -68,7 +68,7 @@ impl SoftInpainting {
         let area = height * width;
         let image = |latents: &Latents| {
             let at = index.min(latents.shape[0] - 1) * channels * area;
-            latents.data[at..at + channels * area].to_vec()
+            latents.data()[at..at + channels * area].to_vec()
         };
         let (paint, before) = (image(paint), image(before));
         let distance: Vec<f32> = (0..area)
@@ -196,10 +196,10 @@ mod tests {
         let before = Latents::zeros(shape);
         let paint = before.map(|_| 1.0);
         let settings = SoftInpainting::default();
-        let same = settings.opacity(0, &paint, &before, &before.data);
+        let same = settings.opacity(0, &paint, &before, &before.data());
         assert!(same.pixels().all(|p| p[0] == 0));
         let far = before.map(|_| 5.0);
-        let changed = settings.opacity(0, &paint, &before, &far.data);
+        let changed = settings.opacity(0, &paint, &before, &far.data());
         assert!(
             changed.pixels().all(|p| p[0] == 254 || p[0] == 255),
             "{changed:?}"

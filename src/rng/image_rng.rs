@@ -269,7 +269,7 @@ mod tests {
         let noise = ImageRng::new(smaller).first();
         let outer = Generator::new(NoiseSource::Nv, 5).normals(4 * 6 * 5);
         let inner = Generator::new(NoiseSource::Nv, 5).normals(4 * 4 * 3);
-        for (index, value) in noise.data.iter().enumerate() {
+        for (index, value) in noise.data().iter().enumerate() {
             let (c, y, x) = (index / 30, index / 5 % 6, index % 5);
             let inside = (1..5).contains(&y) && (1..4).contains(&x);
             let want = if inside {
@@ -286,7 +286,7 @@ mod tests {
         let noise = ImageRng::new(larger).first();
         let inner = Generator::new(NoiseSource::Nv, 5).normals(4 * 11 * 10);
         // dy = floor(-5 / 2) = -3: rows 3..8 of the larger noise land in rows 0..5; dx = floor(-5 / 2) = -3 likewise.
-        assert_eq!(noise.data[0], inner[3 * 10 + 3]);
+        assert_eq!(noise.data()[0], inner[3 * 10 + 3]);
     }
 
     #[test]
@@ -299,11 +299,11 @@ mod tests {
         let mut unshifted = ImageRng::new(plain);
         assert_eq!(shifted.first(), unshifted.first());
         assert_eq!(
-            shifted.next_noise().data,
+            shifted.next_noise().data(),
             Generator::new(NoiseSource::Nv, 5 + 31337).normals(120)
         );
         assert_ne!(
-            unshifted.next_noise().data,
+            unshifted.next_noise().data(),
             Generator::new(NoiseSource::Nv, 5 + 31337).normals(120)
         );
     }

@@ -8,6 +8,7 @@ mod image_rng;
 mod latents;
 mod mt19937;
 mod philox;
+mod remote;
 mod seed_sequence;
 
 pub use brownian::BrownianTree;
@@ -15,6 +16,7 @@ pub use image_rng::{ImageRng, ImageRngConfig, slerp};
 pub use latents::{Latents, lincomb};
 pub use mt19937::Mt19937;
 pub use philox::philox4x32;
+pub use remote::{MOST_TERMS, Remote};
 pub use seed_sequence::SeedSequence;
 
 /// Which generator A1111 would use (`randn_source`).

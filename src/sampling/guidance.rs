@@ -320,7 +320,7 @@ mod tests {
         let mut denoiser = CfgDenoiser::new(network, guidance, &plan, |_, _| {});
         denoiser
             .denoised(&one(8.0), 1.0)
-            .map_or(f32::NAN, |x| x.data[0])
+            .map_or(f32::NAN, |x| x.data()[0])
     }
 
     #[test]
@@ -364,7 +364,7 @@ mod tests {
             };
             let mut denoiser =
                 CfgDenoiser::new(script(&[(1.0, output)], output), guidance, &plan, |_, _| {});
-            let got = denoiser.denoised(&one(-5.5), sigma).map(|x| x.data[0]);
+            let got = denoiser.denoised(&one(-5.5), sigma).map(|x| x.data()[0]);
             assert!(
                 got.is_ok_and(|got| (got - 0.5).abs() < 1e-5),
                 "{parameterization:?}: {got:?}"
@@ -386,7 +386,7 @@ mod tests {
         let got: Vec<f32> = sigmas
             .iter()
             .filter_map(|&sigma| denoiser.denoised(&one(8.0), sigma).ok())
-            .map(|x| x.data[0])
+            .map(|x| x.data()[0])
             .collect();
         assert_eq!(got, [4.0, 6.0, 4.0, -4.0]);
         assert_eq!(
@@ -429,7 +429,7 @@ mod tests {
             CfgDenoiser::new(script(&[(1.0, 2.0)], 1.0), guidance(25.0), &plan, |_, _| {});
         let noise = denoiser
             .noise(&one(8.0), 501.0)
-            .map(|noise| (noise.guided.data[0], noise.uncond.data[0]));
+            .map(|noise| (noise.guided.data()[0], noise.uncond.data()[0]));
         assert_eq!(noise, Ok((3.0, 1.0)));
     }
 
@@ -439,13 +439,13 @@ mod tests {
         let mut network = script(&[(1.0, 2.0)], 1.0);
         let mut shown = Vec::new();
         let mut denoiser = CfgDenoiser::new(&mut network, guidance(3.0), &plan, |call, x| {
-            shown.push((call, x.data[0]));
+            shown.push((call, x.data()[0]));
         });
         assert!(denoiser.denoised(&one(8.0), 1.6155).is_ok());
         assert_eq!(denoiser.denoised(&one(8.0), 14.6146), Err("cancelled"));
         // The prompt's own prediction, 8 - 2 sigma, is what an interrupted run ends with.
         assert_eq!(
-            denoiser.last_denoised().map(|x| x.data[0]),
+            denoiser.last_denoised().map(|x| x.data()[0]),
             Some(8.0 - 2.0 * 1.6155)
         );
         drop(denoiser);
@@ -474,7 +474,7 @@ mod tests {
         let plan = run_plan(Sampler::Ddim, &options);
         let mut seen = Vec::new();
         let mut denoiser =
-            CfgDenoiser::new(&mut network, guidance, &plan, |_, x| seen.push(x.data[0]));
+            CfgDenoiser::new(&mut network, guidance, &plan, |_, x| seen.push(x.data()[0]));
         assert!(denoiser.noise(&one(8.0), 1.0).is_ok());
         drop(denoiser);
         let alpha = SigmaTable::default().alphas_cumprod()[1];
@@ -490,7 +490,7 @@ mod tests {
         let mut denoiser =
             CfgDenoiser::new(script(&[(1.0, 2.0)], 2.0), guidance(1.0), &plan, |_, _| {});
         let want = 190.0 / 36100.25f32.sqrt() * (8.0 - 2.0 * sigma) + 0.25 / 36100.25 * 8.0;
-        let got = denoiser.denoised(&one(8.0), sigma).map(|x| x.data[0]);
+        let got = denoiser.denoised(&one(8.0), sigma).map(|x| x.data()[0]);
         assert!(
             got.is_ok_and(|got| (got - want).abs() < 1e-5),
             "{got:?} {want}"

@@ -59,7 +59,9 @@ impl SoftBlend {
         let area = height * width;
         let exponent = f64::from(sigma).powf(f64::from(self.power)) * f64::from(self.scale);
         let contrast = f64::from(self.contrast);
-        let mut mixed = x.clone();
+        let (paint, init, x_values) = (mask.paint.data(), mask.init.data(), x.data());
+        let mut mixed = x.clone().into_host();
+        let values = mixed.data_mut();
         for (image, pixel) in
             (0..batch).flat_map(|image| (0..area).map(move |pixel| (image, pixel)))
         {
@@ -70,16 +72,16 @@ impl SoftBlend {
                     .sum::<f64>()
                     .sqrt()
             };
-            let share = f64::from(mask.paint.data[at(0)]).powf(exponent);
+            let share = f64::from(paint[at(0)]).powf(exponent);
             for index in (0..channels).map(at) {
-                let (kept, painted) = (f64::from(mask.init.data[index]), f64::from(x.data[index]));
-                mixed.data[index] = (kept * (1.0 - share) + painted * share) as f32;
+                let (kept, painted) = (f64::from(init[index]), f64::from(x_values[index]));
+                values[index] = (kept * (1.0 - share) + painted * share) as f32;
             }
-            let (kept, painted) = (length(&mask.init.data), length(&x.data));
+            let (kept, painted) = (length(&init), length(&x_values));
             let wanted = kept.powf(contrast) * (1.0 - share) + painted.powf(contrast) * share;
-            let factor = wanted.powf(1.0 / contrast) / (length(&mixed.data) + 1e-5);
+            let factor = wanted.powf(1.0 / contrast) / (length(values) + 1e-5);
             for index in (0..channels).map(at) {
-                mixed.data[index] = (f64::from(mixed.data[index]) * factor) as f32;
+                values[index] = (f64::from(values[index]) * factor) as f32;
             }
         }
         mixed
@@ -103,8 +105,8 @@ mod tests {
             soft: None,
         };
         assert_eq!(
-            mask.blend(&latents([1.0, 2.0, 3.0, 4.0]), 1.0).data,
-            [5.0, 2.0, 5.0, 4.0]
+            mask.blend(&latents([1.0, 2.0, 3.0, 4.0]), 1.0).data(),
+            vec![5.0, 2.0, 5.0, 4.0]
         );
     }
 
@@ -121,7 +123,7 @@ mod tests {
             init: latents([3.0, 0.0, 4.0, 0.0]),
             soft,
         };
-        let mixed = mask.blend(&latents([4.0, 1.0, -3.0, 1.0]), 1.0).data;
+        let mixed = mask.blend(&latents([4.0, 1.0, -3.0, 1.0]), 1.0).into_data();
         // 0.25^(1 * 0.5) = 0.5 of each; both have length 5 and so has the mixture.
         assert!((mixed[0].hypot(mixed[2]) - 5.0).abs() < 1e-3, "{mixed:?}");
         assert!((mixed[0] / mixed[2] - 7.0).abs() < 1e-4, "{mixed:?}");

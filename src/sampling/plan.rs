@@ -430,7 +430,7 @@ mod tests {
         let start = |sampler, options: &SamplerOptions| {
             plan_with(sampler, Scheduler::Ddim, 20, options)
                 .initial_latents(&one)
-                .data[0]
+                .data()[0]
         };
         // The first listed sigma, which is below the model's largest with the DDIM scheduler.
         assert!(
@@ -453,7 +453,7 @@ mod tests {
             Latents::new(vec![1.0], [1; 4]),
         );
         let sigmas = plan_with(Sampler::Euler, Scheduler::Karras, 20, &options).from_image(9);
-        let x = sigmas.noised_image(&image, &noise, 0.5).data[0];
+        let x = sigmas.noised_image(&image, &noise, 0.5).data()[0];
         assert!((x - (3.0 + sigmas.sigmas()[0] + 0.5)).abs() < 1e-5);
         // 20 steps, strength 0.5: level of T[10] = 501, walked over T[..10].
         let times = plan_with(Sampler::Ddim, Scheduler::Automatic, 20, &options).from_image(10);
@@ -462,7 +462,7 @@ mod tests {
             (10, Some(&451))
         );
         let alpha = times.table().alphas_cumprod()[501];
-        let x = times.noised_image(&image, &noise, 0.5).data[0];
+        let x = times.noised_image(&image, &noise, 0.5).data()[0];
         assert!((x - (3.5 * alpha.sqrt() + (1.0 - alpha).sqrt())).abs() < 1e-5);
     }
 

@@ -54,6 +54,13 @@ pub(in crate::nn) fn concat_channels(a: &Tensor, b: &Tensor) -> Answer {
     }))
 }
 
+pub(in crate::nn) fn combine(terms: &[(f32, &Tensor)]) -> Answer {
+    let (device, _) = taken(terms.first()?.1)?;
+    Some(engine::with(device, |engine| {
+        elementwise::combine(engine, terms)
+    }))
+}
+
 pub(in crate::nn) fn self_attention(qkv: &Tensor, heads: usize, mask: Mask) -> Answer {
     let (device, kind) = taken(qkv)?;
     let call = Attention::to_itself(kind, qkv, heads, mask);

@@ -74,13 +74,7 @@ impl Call {
             }
         };
         let (batch, height, width, first) = parts[0].dims4()?;
-        let second_channels = match parts.get(1) {
-            Some(part) if part.dims()[..3] != parts[0].dims()[..3] => {
-                bail!("conv2d: {:?} beside {:?}", part.shape(), parts[0].shape())
-            }
-            Some(part) => part.dims4()?.3,
-            None => 0,
-        };
+        let second_channels = channels_beside(&parts)?;
         let window = WindowShape::from(window([batch, height, width, first + second_channels]));
         let Then::Activate(activation) = epilogue.then else {
             bail!("conv2d: a gated convolution")
@@ -102,14 +96,7 @@ impl Call {
                 first + second_channels
             );
         }
-        let (added, second, wanted): (_, _, &[usize]) = match epilogue.second {
-            Second::None => (Added::Nothing, None, &[]),
-            Second::Residual(tensor) => (Added::Residual, Some(tensor), &out),
-            Second::PerImage(tensor) => (Added::Shift, Some(tensor), &[batch, n]),
-        };
-        if second.is_some_and(|second| second.dims() != wanted) {
-            bail!("conv2d: {:?} added to {out:?}", second.map(Tensor::shape));
-        }
+        let (added, second) = second(epilogue.second, out)?;
         let x = parts[0];
         let like = |tensor: Option<&Tensor>| tensor.map(|t| Operand::like(t, x)).transpose();
         Ok(Self {
@@ -225,12 +212,44 @@ impl Call {
         let [batch, height, width, outputs] = self.out.map(|n| n as i64);
         let channels = self.key.shape.channels[0] as i64;
         let [from_height, from_width] = w.size.map(|side| (side * w.upsample) as i64);
-        let (kernel, stride, pad) = (w.kernel as i64, w.stride as i64, w.pad as i64);
+        let kernel = w.kernel as i64;
         let image = |id, place, dims: [i64; 4]| tensor(self.key.kind, id, place, dims);
         let x = image(X, Place::Device, [batch, channels, from_height, from_width])?;
         let weight = image(WEIGHT, Place::Device, [outputs, channels, kernel, kernel])?;
+        let convolution = self.window_descriptor()?;
+        let terms = self.terms()?;
+        // The product, then the sum after each term; the last one is the result.
+        let sums = (0..=terms.len()).map(|i| {
+            let (id, place) = if i == terms.len() {
+                (OUT, Place::Device)
+            } else {
+                (BETWEEN + i as i64, Place::Nowhere)
+            };
+            image(id, place, [batch, outputs, height, width])
+        });
+        let sums = sums.collect::<Result<Vec<_>>>()?;
+        let mut nodes = vec![product([&x, &weight, &sums[0]], &convolution)?];
+        let addition = Descriptor::new(cudnn::Kind::CUDNN_BACKEND_POINTWISE_DESCRIPTOR)?
+            .addition(Attribute::CUDNN_ATTR_POINTWISE_MODE)?
+            .data_type(Attribute::CUDNN_ATTR_POINTWISE_MATH_PREC, SINGLE)?
+            .finalise()?;
+        for (i, term) in terms.iter().enumerate() {
+            nodes.push(sum(&addition, [&sums[i], term, &sums[i + 1]])?);
+        }
+        let mut parts = vec![x, weight, convolution, addition];
+        parts.extend(terms);
+        parts.extend(sums);
+        Ok(library.plans(nodes, parts)?.into_iter().map(Plan).collect())
+    }
+
+    /// How the window moves.
+    fn window_descriptor(&self) -> Result<Descriptor> {
+        let w = self.window;
+        let [_, height, width, _] = self.out.map(|n| n as i64);
+        let [from_height, from_width] = w.size.map(|side| (side * w.upsample) as i64);
+        let (kernel, stride, pad) = (w.kernel as i64, w.stride as i64, w.pad as i64);
         let after = |out: i64, from: i64| (out - 1) * stride + kernel - from - pad;
-        let convolution = Descriptor::new(cudnn::Kind::CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR)?
+        Descriptor::new(cudnn::Kind::CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR)?
             .data_type(Attribute::CUDNN_ATTR_CONVOLUTION_COMP_TYPE, SINGLE)?
             .cross_correlation(Attribute::CUDNN_ATTR_CONVOLUTION_CONV_MODE)?
             .integers(Attribute::CUDNN_ATTR_CONVOLUTION_SPATIAL_DIMS, &[2])?
@@ -244,69 +263,76 @@ impl Call {
                 Attribute::CUDNN_ATTR_CONVOLUTION_POST_PADDINGS,
                 &[after(height, from_height), after(width, from_width)],
             )?
-            .finalise()?;
+            .finalise()
+    }
+
+    /// What is added to the product, in order.
+    fn terms(&self) -> Result<Vec<Descriptor>> {
+        let [batch, height, width, outputs] = self.out.map(|n| n as i64);
+        let image = |id, dims: [i64; 4]| tensor(self.key.kind, id, Place::Device, dims);
+        let second = match self.key.second {
+            Added::Nothing => None,
+            Added::Residual => Some([batch, outputs, height, width]),
+            Added::Shift => Some([batch, outputs, 1, 1]),
+        };
         let mut terms = Vec::new();
-        match self.key.second {
-            Added::Nothing => {}
-            Added::Residual => {
-                terms.push(image(
-                    SECOND,
-                    Place::Device,
-                    [batch, outputs, height, width],
-                )?);
-            }
-            Added::Shift => terms.push(image(SECOND, Place::Device, [batch, outputs, 1, 1])?),
+        if let Some(dims) = second {
+            terms.push(image(SECOND, dims)?);
         }
         if self.key.bias {
-            terms.push(image(BIAS, Place::Device, [1, outputs, 1, 1])?);
+            terms.push(image(BIAS, [1, outputs, 1, 1])?);
         }
-        // The product, then the sum after each term; the last one is the result.
-        let sums = (0..=terms.len()).map(|i| {
-            let (id, place) = if i == terms.len() {
-                (OUT, Place::Device)
-            } else {
-                (BETWEEN + i as i64, Place::Nowhere)
-            };
-            image(id, place, [batch, outputs, height, width])
-        });
-        let sums = sums.collect::<Result<Vec<_>>>()?;
-        let mut nodes = vec![
-            Descriptor::new(cudnn::Kind::CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR)?
-                .descriptors(Attribute::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_X, &[&x])?
-                .descriptors(
-                    Attribute::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_W,
-                    &[&weight],
-                )?
-                .descriptors(
-                    Attribute::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_Y,
-                    &[&sums[0]],
-                )?
-                .descriptors(
-                    Attribute::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_CONV_DESC,
-                    &[&convolution],
-                )?
-                .float(
-                    Attribute::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_ALPHA,
-                    1.0,
-                )?
-                .float(
-                    Attribute::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_BETA,
-                    0.0,
-                )?
-                .finalise()?,
-        ];
-        let addition = Descriptor::new(cudnn::Kind::CUDNN_BACKEND_POINTWISE_DESCRIPTOR)?
-            .addition(Attribute::CUDNN_ATTR_POINTWISE_MODE)?
-            .data_type(Attribute::CUDNN_ATTR_POINTWISE_MATH_PREC, SINGLE)?
-            .finalise()?;
-        for (i, term) in terms.iter().enumerate() {
-            nodes.push(sum(&addition, [&sums[i], term, &sums[i + 1]])?);
-        }
-        let mut parts = vec![x, weight, convolution, addition];
-        parts.extend(terms);
-        parts.extend(sums);
-        Ok(library.plans(nodes, parts)?.into_iter().map(Plan).collect())
+        Ok(terms)
     }
+}
+
+/// The node of `y = x * weight`.
+fn product([x, weight, y]: [&Descriptor; 3], convolution: &Descriptor) -> Result<Descriptor> {
+    Descriptor::new(cudnn::Kind::CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR)?
+        .descriptors(Attribute::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_X, &[x])?
+        .descriptors(
+            Attribute::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_W,
+            &[weight],
+        )?
+        .descriptors(Attribute::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_Y, &[y])?
+        .descriptors(
+            Attribute::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_CONV_DESC,
+            &[convolution],
+        )?
+        .float(
+            Attribute::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_ALPHA,
+            1.0,
+        )?
+        .float(
+            Attribute::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_BETA,
+            0.0,
+        )?
+        .finalise()
+}
+
+/// Channels of the second picture, if there is one.
+fn channels_beside(parts: &[&Tensor]) -> Result<usize> {
+    match parts.get(1) {
+        Some(part) if part.dims()[..3] != parts[0].dims()[..3] => {
+            bail!("conv2d: {:?} beside {:?}", part.shape(), parts[0].shape())
+        }
+        Some(part) => Ok(part.dims4()?.3),
+        None => Ok(0),
+    }
+}
+
+/// What is added to a result of shape `out` `[batch, height, width, outputs]`.
+fn second(second: Second<'_>, out: [usize; 4]) -> Result<(Added, Option<&Tensor>)> {
+    let [batch, .., outputs] = out;
+    let (added, tensor, wanted): (_, _, &[usize]) = match second {
+        Second::None => return Ok((Added::Nothing, None)),
+        Second::Residual(tensor) => (Added::Residual, tensor, &out),
+        Second::PerImage(tensor) => (Added::Shift, tensor, &[batch, outputs]),
+    };
+    if tensor.dims() != wanted {
+        bail!("conv2d: {:?} added to {out:?}", tensor.shape());
+    }
+    Ok((added, Some(tensor)))
 }
 
 impl Key {

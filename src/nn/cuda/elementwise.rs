@@ -5,6 +5,7 @@ use candle_core::{Result, Tensor, bail};
 use super::engine::{Arg, Engine};
 use super::geometry::{Grid, Kind};
 use super::operand::{Operand, nullable, result};
+use crate::nn::combine::MOST_TERMS;
 
 /// `[..., a]` and `[..., b]` to `[..., a + b]`.
 pub(super) fn concat(engine: &mut Engine, kind: Kind, a: &Tensor, b: &Tensor) -> Result<Tensor> {
@@ -60,6 +61,23 @@ pub(super) fn add(engine: &mut Engine, kind: Kind, x: &Operand, other: &Operand)
     ];
     let grid = Grid::strided(count, engine.multiprocessors);
     engine.launch(&format!("add_{}", kind.suffix()), grid, &args)
+}
+
+/// `sum of c * x` over up to eight tensors of `f32` of one shape.
+pub(super) fn combine(engine: &mut Engine, terms: &[(f32, &Tensor)]) -> Result<Tensor> {
+    let operands = terms.iter().map(|(_, x)| Operand::new(x));
+    let operands = operands.collect::<Result<Vec<_>>>()?;
+    let shape = terms[0].1.dims();
+    let out = result(engine.device(), Kind::F32, shape)?;
+    let count = out.tensor().elem_count();
+    let mut args = vec![Arg::Address(out.address())];
+    args.extend((0..MOST_TERMS).map(|i| Arg::Address(nullable(operands.get(i)))));
+    let factor = |i| terms.get(i).map_or(0.0, |(c, _)| *c);
+    args.extend((0..MOST_TERMS).map(|i| Arg::Float(factor(i))));
+    args.extend([Arg::Int(terms.len()), Arg::Long(count)]);
+    let grid = Grid::strided(count, engine.multiprocessors);
+    engine.launch("combine_latents", grid, &args)?;
+    Ok(out.into())
 }
 
 /// `x = activation(x) [+ residual]`, in place.

@@ -31,26 +31,7 @@ pub(super) fn group(
         Operand::like(&norm.bias, x)?,
     );
     let slices = shape.slices(engine.multiprocessors);
-    let partials = uninitialised(
-        engine.device(),
-        DType::F32,
-        &[batch, slices, norm.groups, 2],
-    )?;
-    let statistics = [
-        Arg::Address(x.address()),
-        Arg::Address(0),
-        Arg::Address(partials.address()),
-        Arg::Int(shape.pixels),
-        Arg::Int(channels),
-        Arg::Int(0),
-        Arg::Int(norm.groups),
-    ];
-    let grid = shape.statistics(kind, engine.multiprocessors);
-    engine.launch(
-        &format!("group_norm_statistics_{}", kind.suffix()),
-        grid,
-        &statistics,
-    )?;
+    let partials = statistics(engine, kind, &x, shape)?;
     let out = result(engine.device(), kind, x.tensor().dims())?;
     let apply = [
         Arg::Address(x.address()),
@@ -70,6 +51,32 @@ pub(super) fn group(
     let grid = shape.apply(engine.multiprocessors);
     engine.launch(&format!("group_norm_apply_{}", kind.suffix()), grid, &apply)?;
     Ok(out.into())
+}
+
+/// Mean and squared deviations of each group, `[batch, slices, groups, 2]`.
+fn statistics(engine: &mut Engine, kind: Kind, x: &Operand, shape: GroupGrid) -> Result<Operand> {
+    let slices = shape.slices(engine.multiprocessors);
+    let partials = uninitialised(
+        engine.device(),
+        DType::F32,
+        &[shape.batch, slices, shape.groups, 2],
+    )?;
+    let statistics = [
+        Arg::Address(x.address()),
+        Arg::Address(0),
+        Arg::Address(partials.address()),
+        Arg::Int(shape.pixels),
+        Arg::Int(shape.channels),
+        Arg::Int(0),
+        Arg::Int(shape.groups),
+    ];
+    let grid = shape.statistics(kind, engine.multiprocessors);
+    engine.launch(
+        &format!("group_norm_statistics_{}", kind.suffix()),
+        grid,
+        &statistics,
+    )?;
+    Ok(partials)
 }
 
 /// Over the last axis, same shape out.

@@ -92,8 +92,9 @@ pub(super) fn dpm_adaptive<D: Denoiser>(
             ABSOLUTE.max(RELATIVE * low.abs().max(previous.abs()))
         });
         let scaled = (&low - &high).zip(&scaled, |difference, allowed| difference / allowed);
-        let squares = scaled.data.iter().map(|&v| f64::from(v) * f64::from(v));
-        let error = (squares.sum::<f64>() / scaled.data.len() as f64).sqrt();
+        let scaled = scaled.data();
+        let squares = scaled.iter().map(|&v| f64::from(v) * f64::from(v));
+        let error = (squares.sum::<f64>() / scaled.len() as f64).sqrt();
         let factor = 1.0 + ((1.0 / (error + 1e-8)).powf(1.0 / order) - 1.0).atan();
         if factor >= ACCEPT {
             run.add_noise(&mut high, noise);
