@@ -1,9 +1,9 @@
 """SDXL in plain PyTorch with random weights: the peer of `sdgen bench`.
 
-    python pytorch.py --width 512 --height 512 --steps 2 [--scale tiny] [--threads 2]
+    python pytorch.py --width 512 --height 512 --steps 2 [--scale tiny] [--threads 2] [--dtype bf16]
 
 Same graph and shapes as src/weights/synthetic.rs (`--scale sdxl`, 13.9 GB of f32 weights) or as the embedded demo model
-(`--scale tiny`): both text towers, UNet, VAE decoder. f32, channels_last, inference mode, fused attention. As in sdgen the keys
+(`--scale tiny`): both text towers, UNet, VAE decoder. f32 or bf16, channels_last, inference mode, fused attention. As in sdgen the keys
 and values of the text are computed once. Prints one JSON object a part, as `sdgen bench --json` does; operations are those of
 all products, a multiply-add counts two.
 """
@@ -150,9 +150,9 @@ class Up(nn.Module):
 
 
 def sinusoidal(t, width):
-    frequencies = torch.exp(-math.log(10000) * torch.arange(width // 2) / (width // 2))
-    angles = t[:, None] * frequencies
-    return torch.cat([angles.cos(), angles.sin()], -1)
+    frequencies = torch.exp(-math.log(10000) * torch.arange(width // 2, dtype=torch.float32) / (width // 2))
+    angles = t.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], -1).to(torch.get_default_dtype())
 
 
 class Unet(nn.Module):
@@ -252,7 +252,7 @@ def materialize(module):
         else:
             bound = math.sqrt(3 / p[0].numel())
             nn.init.uniform_(p, -bound, bound)
-    return module.eval().to(memory_format=torch.channels_last)
+    return module.eval().to(torch.get_default_dtype(), memory_format=torch.channels_last)
 
 
 def timed(name, work):
@@ -274,9 +274,11 @@ def main():
     arguments.add_argument("--steps", type=int, default=2)
     arguments.add_argument("--scale", choices=SCALES, default="sdxl")
     arguments.add_argument("--threads", type=int, default=2)
+    arguments.add_argument("--dtype", choices=["f32", "bf16"], default="f32")
     a = arguments.parse_args()
     torch.set_num_threads(a.threads)
     torch.manual_seed(0)
+    torch.set_default_dtype({"f32": torch.float32, "bf16": torch.bfloat16}[a.dtype])
     shape = SCALES[a.scale]
 
     def text(size, activation, pooled):
