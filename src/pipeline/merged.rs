@@ -331,7 +331,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let network = |name: &str, multiplier: f32| {
             let path = folder.path().join(name);
-            std::fs::write(&path, golden(&format!("lora/{name}"))).unwrap();
+            std::fs::write(&path, golden(&format!("lora/{name}.safetensors"))).unwrap();
             NetworkFile {
                 name: name.into(),
                 path,
