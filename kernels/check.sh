@@ -2,8 +2,8 @@
 # Compiles every kernel for every target and prints a table of registers, shared memory and spills; fails on a spill.
 #     kernels/check.sh NVCC [ARCHITECTURE...]
 set -euo pipefail
+nvcc=$(realpath "${1:?usage: kernels/check.sh NVCC [ARCHITECTURE...]}")
 cd "$(dirname "$0")"
-nvcc=${1:?usage: kernels/check.sh NVCC [ARCHITECTURE...]}
 shift
 targets=("$@")
 [[ ${#targets[@]} != 0 ]] || targets=(80 86 89 90a 100 120)
