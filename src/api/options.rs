@@ -51,10 +51,14 @@ impl Options {
         )
     }
 
-    /// A text option; "" if it is null.
+    /// A text option; its default if it is null.
     #[must_use]
     pub fn text(&self, key: &str) -> &str {
-        self.0.get(key).and_then(Value::as_str).unwrap_or_default()
+        let stored = self.0.get(key).and_then(Value::as_str);
+        stored.unwrap_or(match find(key) {
+            Some((_, _, Default::Text(default))) => default,
+            _ => "",
+        })
     }
 
     /// A whole number, whatever number it was stored as; its default if it is null.
@@ -258,6 +262,16 @@ mod tests {
                 "{key}"
             );
         }
+    }
+
+    #[test]
+    fn null_is_the_default() {
+        let mut options = Options::defaults();
+        options.set("randn_source", Value::Null);
+        options.set("jpeg_quality", Value::Null);
+        assert_eq!(options.text("randn_source"), "GPU");
+        assert_eq!(options.int("jpeg_quality"), 80);
+        assert_eq!(options.text("sd_model_checkpoint"), "");
     }
 
     #[test]

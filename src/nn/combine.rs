@@ -5,7 +5,7 @@ use candle_core::{DType, Result, Tensor, bail};
 use super::cuda;
 
 /// Terms that one pass sums.
-pub(super) const MOST_TERMS: usize = 8;
+pub const MOST_TERMS: usize = 8;
 
 /// `sum of c * x` over 1 to 8 tensors of `f32` of one shape and device.
 ///

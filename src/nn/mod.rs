@@ -20,7 +20,7 @@ mod weight;
 mod window;
 
 pub use attention::{Mask, cross_attention, self_attention};
-pub use combine::combine;
+pub use combine::{MOST_TERMS, combine};
 pub use cpu::math::Activation;
 pub use group_statistics::{GroupStatistics, MeasuredNorm};
 pub use layers::{Conv2d, GroupNorm, LayerNorm, Linear, Placement, Then, concat_channels};

@@ -11,6 +11,9 @@ use candle_core::{DType, Device, Result, Tensor};
 use super::network::{channels_first, channels_last};
 use crate::rng::{Latents, Remote};
 
+// A sum of latents is one sum of tensors.
+const _: () = assert!(crate::rng::MOST_TERMS <= crate::nn::MOST_TERMS);
+
 /// A batch of latents on a device.
 #[derive(Debug)]
 pub(super) struct DeviceLatents {

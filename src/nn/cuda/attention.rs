@@ -90,27 +90,15 @@ impl Call {
 
     /// Queues the layer by the fastest way known for its shape.
     pub(super) fn run(&self, engine: &mut Engine) -> Result<Tensor> {
-        let key = (self.kind, self.shape);
-        if !engine.attentions.contains_key(&key) && !engine.is_capturing() {
-            let plans = match &engine.dnn {
-                Some(library) if self.is_for_library() => {
-                    self.plans(library).unwrap_or_else(|error| {
-                        tracing::debug!(?key, %error, "cuDNN has no plan");
-                        Vec::new()
-                    })
-                }
-                _ => Vec::new(),
-            };
-            let best = engine.choose(self.kind, plans, |engine, plan| self.queue(engine, plan))?;
-            engine.attentions.insert(key, best);
-        }
-        // Taken out for the run, because the run needs the engine too.
-        let plan = engine.attentions.remove(&key);
-        let out = self.queue(engine, plan.as_ref().and_then(Option::as_ref));
-        if let Some(plan) = plan {
-            engine.attentions.insert(key, plan);
-        }
-        Ok(out?.into())
+        engine.run_planned(
+            (self.kind, (self.kind, self.shape)),
+            |engine| &mut engine.attentions,
+            |engine| {
+                let library = engine.dnn.as_ref().filter(|_| self.is_for_library());
+                Ok(cudnn::or_none(library, |library| self.plans(library)))
+            },
+            |engine, plan| self.queue(engine, plan),
+        )
     }
 
     fn scale(&self) -> f32 {

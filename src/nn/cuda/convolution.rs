@@ -120,28 +120,15 @@ impl Call {
 
     /// Queues the layer by the fastest way known for its shape.
     pub(super) fn run(&self, engine: &mut Engine) -> Result<Tensor> {
-        if !engine.convolutions.contains_key(&self.key) && !engine.is_capturing() {
-            let plans = match &engine.dnn {
-                Some(library) if self.key.is_for_library() => {
-                    self.plans(library).unwrap_or_else(|error| {
-                        tracing::debug!(key = ?self.key, %error, "cuDNN has no plan");
-                        Vec::new()
-                    })
-                }
-                _ => Vec::new(),
-            };
-            let best = engine.choose(self.key.kind, plans, |engine, plan| {
-                self.queue(engine, plan)
-            })?;
-            engine.convolutions.insert(self.key, best);
-        }
-        // Taken out for the run, because the run needs the engine too.
-        let plan = engine.convolutions.remove(&self.key);
-        let out = self.queue(engine, plan.as_ref().and_then(Option::as_ref));
-        if let Some(plan) = plan {
-            engine.convolutions.insert(self.key, plan);
-        }
-        Ok(out?.into())
+        engine.run_planned(
+            (self.key.kind, self.key),
+            |engine| &mut engine.convolutions,
+            |engine| {
+                let library = engine.dnn.as_ref().filter(|_| self.key.is_for_library());
+                Ok(cudnn::or_none(library, |library| self.plans(library)))
+            },
+            |engine, plan| self.queue(engine, plan),
+        )
     }
 
     fn queue(&self, engine: &mut Engine, plan: Option<&Plan>) -> Result<Operand> {

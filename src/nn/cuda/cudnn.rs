@@ -307,3 +307,15 @@ impl Plan {
         check(unsafe { sys::cudnnBackendExecute(library.handle, self.plan.0, pack.0) })
     }
 }
+
+/// The library's plans; none where it is absent or cannot do what is asked, since our kernel can.
+pub(super) fn or_none<P>(
+    library: Option<&Dnn>,
+    plans: impl FnOnce(&Dnn) -> Result<Vec<P>>,
+) -> Vec<P> {
+    let made = library.map_or(Ok(Vec::new()), plans);
+    made.unwrap_or_else(|error| {
+        tracing::debug!(%error, "cuDNN has no plan");
+        Vec::new()
+    })
+}

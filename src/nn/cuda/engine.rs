@@ -7,10 +7,11 @@
 
 use std::collections::HashMap;
 use std::ffi::c_void;
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::cuda_backend::{DeviceId, WrapErr};
-use candle_core::{CudaDevice, DType, Result, bail};
+use candle_core::{CudaDevice, DType, Result, Tensor, bail};
 use cudarc::driver::sys::{
     CUdevice_attribute, CUevent_flags, CUfunction_attribute, CUstreamCaptureStatus,
 };
@@ -72,6 +73,9 @@ impl From<Arg> for Cell {
     }
 }
 
+/// The plan of each shape seen; `None` = our kernel.
+pub(super) type Plans<K, P> = HashMap<K, Option<P>>;
+
 /// See the module's text.
 pub(super) struct Engine {
     device: CudaDevice,
@@ -83,9 +87,9 @@ pub(super) struct Engine {
     workspace: Operand,
     pub(super) lt: Option<Lt>,
     pub(super) dnn: Option<Dnn>,
-    pub(super) linear: HashMap<linear::Key, Option<linear::Plan>>,
-    pub(super) convolutions: HashMap<convolution::Key, Option<convolution::Plan>>,
-    pub(super) attentions: HashMap<(Kind, AttentionShape), Option<attention::Plan>>,
+    pub(super) linear: Plans<linear::Key, linear::Plan>,
+    pub(super) convolutions: Plans<convolution::Key, convolution::Plan>,
+    pub(super) attentions: Plans<(Kind, AttentionShape), attention::Plan>,
 }
 
 type Shared = Arc<Mutex<Engine>>;
@@ -221,8 +225,31 @@ impl Engine {
         Ok(function)
     }
 
+    /// Queues a layer by the fastest way known for its shape. On first use, outside recordings, the library's `candidates` and our
+    /// kernel contend; `plans` is where the winner is kept, `queue` runs a plan (`None` = ours).
+    pub(super) fn run_planned<K: Eq + Hash + Copy, P>(
+        &mut self,
+        (kind, key): (Kind, K),
+        plans: fn(&mut Self) -> &mut Plans<K, P>,
+        candidates: impl FnOnce(&Self) -> Result<Vec<P>>,
+        queue: impl Fn(&mut Self, Option<&P>) -> Result<Operand>,
+    ) -> Result<Tensor> {
+        if !plans(self).contains_key(&key) && !self.is_capturing() {
+            let candidates = candidates(self)?;
+            let best = self.choose(kind, candidates, &queue)?;
+            plans(self).insert(key, best);
+        }
+        // Taken out for the run, because the run needs the engine too.
+        let plan = plans(self).remove(&key);
+        let out = queue(self, plan.as_ref().and_then(Option::as_ref));
+        if let Some(plan) = plan {
+            plans(self).insert(key, plan);
+        }
+        Ok(out?.into())
+    }
+
     /// Which of the library's `candidates` runs; `None` = ours. `run` queues a candidate (`None` = ours) and returns its result.
-    pub(super) fn choose<C>(
+    fn choose<C>(
         &mut self,
         kind: Kind,
         mut candidates: Vec<C>,

@@ -91,24 +91,18 @@ impl Call {
 
     /// Queues the layer by the fastest way known for its shape.
     pub(super) fn run(&self, engine: &mut Engine) -> Result<Tensor> {
-        if !engine.linear.contains_key(&self.key) && !engine.is_capturing() {
-            let suggestions = match &engine.lt {
-                Some(library) => library.suggestions(self.key.matmul())?,
-                None => Vec::new(),
-            };
-            let plans = suggestions.into_iter().map(Plan).collect();
-            let best = engine.choose(self.key.kind, plans, |engine, plan| {
-                self.queue(engine, plan)
-            })?;
-            engine.linear.insert(self.key, best);
-        }
-        // Taken out for the run, because the run needs the engine too.
-        let plan = engine.linear.remove(&self.key);
-        let out = self.queue(engine, plan.as_ref().and_then(Option::as_ref));
-        if let Some(plan) = plan {
-            engine.linear.insert(self.key, plan);
-        }
-        Ok(out?.into())
+        engine.run_planned(
+            (self.key.kind, self.key),
+            |engine| &mut engine.linear,
+            |engine| match &engine.lt {
+                Some(library) => {
+                    let suggestions = library.suggestions(self.key.matmul())?;
+                    Ok(suggestions.into_iter().map(Plan).collect())
+                }
+                None => Ok(Vec::new()),
+            },
+            |engine, plan| self.queue(engine, plan),
+        )
     }
 
     fn queue(&self, engine: &mut Engine, plan: Option<&Plan>) -> Result<Operand> {
