@@ -207,7 +207,7 @@ pub struct Paths {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DeviceSettings {
-    /// `auto`, `cpu`, `cuda`, `cuda:1`, ….
+    /// `auto`, `cpu`, `cuda`, `cuda:1`, `cuda:0,cuda:1`, `all`.
     pub device: DeviceChoice,
     /// `auto`, `f32`, `bf16` or `f16`; the CPU computes in f32 and bf16.
     pub dtype: DtypeChoice,

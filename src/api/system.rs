@@ -37,7 +37,7 @@ pub async fn readyz(State(app): State<Arc<App>>) -> Response {
         .read()
         .unwrap_or_else(PoisonError::into_inner)
         .clone();
-    let is_loaded = app.engine.status().loaded.is_some();
+    let is_loaded = app.engine.status().is_loaded();
     let reason = match readiness {
         _ if app.shutdown.is_cancelled() => "shutting down".to_string(),
         Readiness::Failed(reason) if !is_loaded => format!("checkpoint not loaded: {reason}"),
