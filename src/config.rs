@@ -246,7 +246,7 @@ pub struct Model {
     pub vae: Option<String>,
     /// Load before the first request.
     pub load_at_start: bool,
-    /// Bytes of weights that may stay in memory, MiB; 0 = what the device has. How many checkpoints is the option
+    /// Weights that may stay in the memory of each device, MiB; 0 = what it has. How many checkpoints is the option
     /// `sd_checkpoints_limit`.
     pub memory_mib: u64,
     /// Compute SHA-256 of checkpoints; without it titles carry no `[hash]`.

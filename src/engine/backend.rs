@@ -78,6 +78,8 @@ pub struct DeviceInfo {
     pub device: String,
     /// `f32`, `bf16` or `f16`.
     pub dtype: &'static str,
+    /// Bytes that a card has; `None` for the CPU, whose memory is the machine's.
+    pub memory: Option<u64>,
 }
 
 /// [`Pipeline`] on a device of its own.
@@ -133,6 +135,7 @@ impl PipelineBackend {
             }
             _ => "cpu".to_string(),
         };
+        let memory = cuda::total_memory(&device);
         let upscalers = UpscalerSlot::new(device.clone(), dtype, memory_of);
         Ok(Self {
             device,
@@ -141,6 +144,7 @@ impl PipelineBackend {
             info: DeviceInfo {
                 device: device_name,
                 dtype: name,
+                memory,
             },
             vae_memory: settings.vae_memory_mib.saturating_mul(1 << 20),
         })

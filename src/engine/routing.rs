@@ -8,7 +8,7 @@
 //!
 //! A worker whose device fails again and again rests: it takes nothing while another one is in service, so that a broken
 //! device, which fails fast, does not eat the line. What of a job's LoRAs is merged into a worker's checkpoint is not looked
-//! at: merging costs less than a step or two, and the names are known only once the prompts are read.
+//! at: their names are known only once the prompts are read.
 
 use std::time::Instant;
 

@@ -49,6 +49,7 @@ impl Backend for Scripted {
         DeviceInfo {
             device: self.device.clone(),
             dtype: "f32",
+            memory: None,
         }
     }
 

@@ -40,6 +40,15 @@ pub fn free_memory(device: &Device) -> Option<u64> {
     }
 }
 
+/// Bytes that a card has; `None` for other devices and where the driver does not say.
+#[must_use]
+pub fn total_memory(device: &Device) -> Option<u64> {
+    match device {
+        Device::Cuda(device) => card::total_memory(device),
+        _ => None,
+    }
+}
+
 /// Gives back what a card keeps for the next operation, after waiting for the last. Does nothing on other devices.
 pub fn release_cached(device: &Device) {
     if let Device::Cuda(device) = device {
@@ -72,6 +81,7 @@ mod tests {
             assert!(known.iter().any(|word| why.contains(word)), "{why}");
         }
         assert_eq!(free_memory(&Device::Cpu), None);
+        assert_eq!(total_memory(&Device::Cpu), None);
     }
 
     #[test]
