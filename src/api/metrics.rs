@@ -7,6 +7,7 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 
 use super::App;
+use crate::engine::status::Service;
 use crate::telemetry;
 use crate::telemetry::metrics::{DeviceGauges, Gauges, render};
 
@@ -18,7 +19,7 @@ pub async fn metrics(State(app): State<Arc<App>>) -> Response {
         .into_iter()
         .map(|worker| DeviceGauges {
             is_running: worker.running.is_some(),
-            is_in_service: !worker.resting && !worker.stopped,
+            is_in_service: worker.service == Service::Open,
             ended: worker.ended,
             free_memory_bytes: worker.free_memory,
             device: worker.device,

@@ -293,7 +293,7 @@ impl Engine {
         let mut answers = Vec::new();
         for worker in self.status().workers {
             // A thread that has ended holds nothing.
-            if !worker.stopped {
+            if !worker.is_stopped() {
                 let (reply, answer) = oneshot::channel();
                 self.command(Command::Unload(worker.number, reply))?;
                 answers.push(answer);

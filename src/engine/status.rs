@@ -131,10 +131,20 @@ pub struct WorkerStatus {
     pub ended: u64,
     /// Bytes that could be allocated when the last job ended; `None` = unknown.
     pub free_memory: Option<u64>,
+    /// Whether it takes jobs.
+    pub service: Service,
+}
+
+/// Whether a worker takes jobs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Service {
+    /// It does.
+    #[default]
+    Open,
     /// Its device failed several times in a row: it leaves the line to the others for a while.
-    pub resting: bool,
+    Resting,
     /// The device thread has ended.
-    pub stopped: bool,
+    Stopped,
 }
 
 impl Default for Status {
@@ -189,7 +199,7 @@ impl Status {
     /// and the jobs before it spread over all.
     #[must_use]
     pub fn wait_seconds(&self, before: usize, one: f64) -> f64 {
-        let present = self.workers.iter().filter(|worker| !worker.stopped);
+        let present = self.workers.iter().filter(|one| !one.is_stopped());
         let first = present.clone().map(WorkerStatus::eta_seconds);
         let first = first.reduce(f64::min).unwrap_or(0.0);
         first + one * (before / present.count().max(1)) as f64
@@ -204,7 +214,7 @@ impl Status {
     /// Whether all device threads have ended.
     #[must_use]
     pub fn is_stopped(&self) -> bool {
-        self.workers.iter().all(|worker| worker.stopped)
+        self.workers.iter().all(WorkerStatus::is_stopped)
     }
 
     /// All that run.
@@ -260,17 +270,19 @@ impl WorkerStatus {
     /// What it is doing, in a word: `stopped`, `running`, `loading`, `resting` or `idle`.
     #[must_use]
     pub fn activity(&self) -> &'static str {
-        match self {
-            Self { stopped: true, .. } => "stopped",
-            Self {
-                loading: Some(_), ..
-            } => "loading",
-            Self {
-                running: Some(_), ..
-            } => "running",
-            Self { resting: true, .. } => "resting",
-            _ => "idle",
+        match self.service {
+            Service::Stopped => "stopped",
+            _ if self.loading.is_some() => "loading",
+            _ if self.running.is_some() => "running",
+            Service::Resting => "resting",
+            Service::Open => "idle",
         }
+    }
+
+    /// Whether the device thread has ended.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.service == Service::Stopped
     }
 }
 

@@ -20,7 +20,7 @@ use super::previews::PreviewSlot;
 use super::queue::Queue;
 use super::residents::{ModelLimits, Resident, Residents};
 use super::routing::{Free, Needs, Routed};
-use super::status::{CancelToken, LoadedModel, Publisher, Running};
+use super::status::{CancelToken, LoadedModel, Publisher, Running, Service};
 use super::{Error, ExtrasJob, Job, JobState, Outcome, PREVIEW_BATCHES};
 use crate::pipeline::{
     self, Control, Extras, GenerateRequest, Generated, Observer, Progress, Timings,
@@ -139,7 +139,14 @@ impl<B: Backend> Worker<B> {
     /// How the worker presents itself to the line.
     fn free(&self) -> Free {
         let is_resting = self.faults >= FAULTS;
-        self.status.modify(|worker| worker.resting = is_resting);
+        self.status.modify_if(|worker| {
+            let service = if is_resting {
+                Service::Resting
+            } else {
+                Service::Open
+            };
+            std::mem::replace(&mut worker.service, service) != service
+        });
         Free {
             worker: self.status.number(),
             holds: self.residents.selections().cloned().collect(),

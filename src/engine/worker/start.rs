@@ -16,7 +16,7 @@ use crate::engine::backend::{Backend, DeviceInfo};
 use crate::engine::previews::PreviewSlot;
 use crate::engine::queue::Queue;
 use crate::engine::residents::{ModelLimits, Residents};
-use crate::engine::status::{Publisher, Status};
+use crate::engine::status::{Publisher, Service, Status};
 
 /// What the device threads have in common with the handles.
 pub(in crate::engine) struct Shared {
@@ -120,7 +120,7 @@ fn open<B: Backend>(
             worker.running = None;
             worker.loading = None;
             worker.loaded = None;
-            worker.stopped = true;
+            worker.service = Service::Stopped;
         });
     };
     let thread = std::thread::Builder::new()
