@@ -240,9 +240,9 @@ fn places(choice: &DeviceChoice) -> Result<Vec<Place>, Error> {
         DeviceChoice::Auto => match cuda::count() {
             Ok(_) => Ok(vec![Place::Cuda(0)]),
             Err(reason) => {
-                // Who built without CUDA knows it.
+                // Who built without CUDA knows it. A target of its own: `sdgen prompt` silences the engine's.
                 if cfg!(feature = "cuda") {
-                    tracing::warn!(%reason, "no CUDA: the CPU computes");
+                    tracing::warn!(target: "sdgen::device", %reason, "no CUDA: the CPU computes");
                 }
                 Ok(vec![Place::Cpu])
             }
