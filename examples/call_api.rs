@@ -28,11 +28,10 @@ async fn main() -> Result<(), Failure> {
         data_dir: directory.path().into(),
         ..Config::default()
     };
-    let device = config.device.clone();
     let engine = Engine::start(
         Catalog::open(&config),
         config.server.queue_limit,
-        move || PipelineBackend::open(&device),
+        PipelineBackend::on_each(&config.device)?,
     )?;
     let options = OptionStore::open(config.settings_file())?;
     let listener = api::serve::bind("127.0.0.1", 0).await?;

@@ -207,7 +207,7 @@ pub struct Paths {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DeviceSettings {
-    /// `auto`, `cpu`, `cuda`, `cuda:1`, ….
+    /// `auto`, `cpu`, `cuda`, `cuda:1`, `cuda:0,cuda:1`, `all`.
     pub device: DeviceChoice,
     /// `auto`, `f32`, `bf16` or `f16`; the CPU computes in f32 and bf16.
     pub dtype: DtypeChoice,
@@ -246,7 +246,7 @@ pub struct Model {
     pub vae: Option<String>,
     /// Load before the first request.
     pub load_at_start: bool,
-    /// Bytes of weights that may stay in memory, MiB; 0 = what the device has. How many checkpoints is the option
+    /// Weights that may stay in the memory of each device, MiB; 0 = what it has. How many checkpoints is the option
     /// `sd_checkpoints_limit`.
     pub memory_mib: u64,
     /// Compute SHA-256 of checkpoints; without it titles carry no `[hash]`.

@@ -23,6 +23,14 @@ pub mod metric {
     pub const MODEL_LOAD_SECONDS: &str = "sdgen_model_load_seconds";
     /// Bytes in use on the device.
     pub const DEVICE_MEMORY_BYTES: &str = "sdgen_device_memory_bytes";
+    /// Bytes that could be allocated on a device when its last job ended, by `device`.
+    pub const DEVICE_FREE_MEMORY_BYTES: &str = "sdgen_device_free_memory_bytes";
+    /// Jobs that have ended on a device, by `device`.
+    pub const DEVICE_JOBS_TOTAL: &str = "sdgen_device_jobs_total";
+    /// 1 while a device runs a job, by `device`.
+    pub const DEVICE_RUNNING: &str = "sdgen_device_running";
+    /// 0 while a device takes no jobs because it keeps failing or its thread has ended, by `device`.
+    pub const DEVICE_IN_SERVICE: &str = "sdgen_device_in_service";
     /// Resident bytes of the process.
     pub const MEMORY_BYTES: &str = "sdgen_memory_bytes";
     /// Previews made.

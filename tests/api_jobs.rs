@@ -59,6 +59,7 @@ fn a_job_ends_with_the_picture_its_route_would_have_answered() {
     let infotext = &done["result"]["images"][0]["infotext"];
     assert_eq!(*infotext, answer.info()["infotexts"][0]);
 
+    assert_eq!(job(&server, &id)["result"]["device"], "cpu");
     let image = server.get(&format!("/v1/jobs/{id}/images/0"));
     assert_eq!(image.header("content-type"), Some("image/png"));
     let whole = server.get(&format!("/v1/jobs/{id}/result")).json();
@@ -110,6 +111,9 @@ fn queued_jobs_are_taken_back_and_running_ones_interrupted() {
     let server = Server::start(&[]);
     let running = accepted(&submit(&server, &endless(), &json!({})));
     wait_for(&server, &running, "running");
+    until("the job's device", || {
+        (job(&server, &running)["device"] == "cpu").then_some(())
+    });
     let queued = accepted(&submit(&server, &small(), &json!({})));
     let waiting = until("the job to have its place", || {
         let job = job(&server, &queued);

@@ -101,6 +101,9 @@ fn metrics_count_jobs_steps_loads_and_requests() {
     assert!(value("sdgen_step_seconds_count") >= 1.0);
     assert!(value("sdgen_model_load_seconds_count") >= 1.0);
     assert!(value("sdgen_memory_bytes") > 1e6 && value("sdgen_device_memory_bytes") > 1e6);
+    assert!((value("sdgen_device_jobs_total{device=\"cpu\"}") - 1.0).abs() < f64::EPSILON);
+    assert!(value("sdgen_device_in_service{device=\"cpu\"}") > 0.5);
+    assert!(value("sdgen_device_running{device=\"cpu\"}") < 0.5);
     assert!(value("sdgen_queue_length") < 1.0);
     let request = "method=\"POST\",route=\"/sdapi/v1/txt2img\"";
     let name = format!("sdgen_http_requests_total{{{request},status=\"200\"}}");

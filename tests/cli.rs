@@ -284,7 +284,7 @@ fn what_cannot_be_used_is_refused_in_one_line() {
     refuse(
         &["prompt", "x", "--device", "gpu"],
         2,
-        "flag --device: unknown device: `gpu`; use `auto`, `cpu`, `cuda` or `cuda:N`",
+        "flag --device: unknown device: `gpu`; use `auto`, `cpu`, `cuda`, `cuda:N`, several as `cuda:0,cuda:1`, or `all`",
     );
     refuse(
         &["prompt", "x", "--device", "cpu", "--dtype", "f16"],

@@ -78,14 +78,18 @@ fn report(app: &App) -> String {
     let gib = |bytes: f64| format!("{:.1}GB", bytes / f64::from(1 << 30));
     let memory = ram().map(|(total, used)| json!({ "total": gib(total), "used": gib(used) }));
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let device = app.engine.device();
+    let devices = app.engine.devices().iter();
+    let devices: Vec<Value> = devices
+        .map(|device| json!({ "name": device.device, "dtype": device.dtype }))
+        .collect();
     let report = json!({
         "Platform": format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH),
         "Version": VERSION_TEXT,
         "Commit": format!("sdgen {}", env!("CARGO_PKG_VERSION")),
         "Data path": app.config.data_dir,
         "Commandline": without_secrets(std::env::args()),
-        "Device": { "name": device.device, "dtype": device.dtype },
+        "Device": devices[0],
+        "Devices": devices,
         "Exceptions": [],
         "CPU": { "model": std::env::consts::ARCH, "count logical": cores },
         "RAM": memory,

@@ -22,7 +22,7 @@ use super::jobs::{find, view};
 use super::progress::encode_preview;
 use super::{App, blocking};
 use crate::engine::history::State as Stage;
-use crate::engine::status::Status;
+use crate::engine::status::{Status, WorkerStatus};
 use crate::imaging::Format;
 
 /// Least time between two events of a stream.
@@ -116,7 +116,9 @@ impl Follower {
         }
         if self.previews
             && !now["progress"].is_null()
-            && let Ok(Some((base64, number))) = encode_preview(&self.app, Format::Jpeg).await
+            && let Some(worker) = self.app.engine.status().of_job(&self.id)
+            && let Ok(Some((base64, number))) =
+                encode_preview(&self.app, worker.number, Format::Jpeg).await
             && number != self.preview
         {
             self.preview = number;
@@ -131,7 +133,8 @@ impl Follower {
     }
 }
 
-/// `GET /v1/events`: events `queue` with the running job's and the waiting jobs' ids, and how many jobs are in each state.
+/// `GET /v1/events`: events `queue` with the ids of the longest running job and of those that wait, what each device does, and how
+/// many jobs are in each state.
 pub async fn queue(
     State(app): State<Arc<App>>,
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
@@ -157,7 +160,7 @@ pub async fn queue(
     Sse::new(stream).keep_alive(KeepAlive::default())
 }
 
-/// The running job and the line behind it.
+/// The running jobs and the line behind them.
 async fn line(app: &Arc<App>) -> Value {
     let history = app.jobs.history().clone();
     let counts = blocking(move || Ok(history.counts().unwrap_or_default())).await;
@@ -168,11 +171,24 @@ async fn line(app: &Arc<App>) -> Value {
             .map_or(0, |(_, n)| *n)
     };
     let status = app.engine.status();
+    let shown = status.shown("");
+    let device = |worker: &WorkerStatus| {
+        json!({
+            "device": worker.device,
+            "activity": worker.activity(),
+            "running": worker.running.as_ref().map(|running| &running.id),
+            "fraction": worker.fraction(),
+            "eta_seconds": worker.eta_seconds(),
+            "loading": worker.loading,
+            "checkpoint": worker.loaded.as_ref().map(|model| &model.title),
+        })
+    };
     json!({
-        "running": status.running.as_ref().map(|running| &running.id),
-        "fraction": status.fraction(),
-        "eta_seconds": status.eta_seconds(),
-        "loading": status.loading,
+        "running": shown.running.as_ref().map(|running| &running.id),
+        "fraction": shown.fraction(),
+        "eta_seconds": shown.eta_seconds(),
+        "loading": shown.loading,
+        "devices": status.workers.iter().map(device).collect::<Vec<_>>(),
         "pending": app.engine.pending(),
         "done": count(Stage::Done),
         "failed": count(Stage::Failed),

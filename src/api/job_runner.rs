@@ -320,6 +320,7 @@ fn keep(app: &App, id: &str, prepared: &Prepared, outcome: &Outcome) -> Result<V
     Ok(json!({
         "images": images,
         "checkpoint": outcome.model.title,
+        "device": outcome.device,
         "comments": generated.comments,
         "interrupted": generated.interrupted,
         "seconds": {

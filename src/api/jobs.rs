@@ -22,6 +22,7 @@ use super::job_runner::{self, stored};
 use super::{App, blocking, fields, webhook};
 use crate::engine::JobState;
 use crate::engine::history::{Filter, NewJob, Record, State as Stage};
+use crate::engine::status::WorkerStatus;
 
 /// Kinds of jobs there are.
 const KINDS: [&str; 2] = ["txt2img", "img2img"];
@@ -307,25 +308,24 @@ fn read(path: &str) -> Result<Vec<u8>, ApiError> {
 #[must_use]
 pub fn view(app: &App, record: &Record) -> Value {
     let mut progress = Value::Null;
-    let (mut position, mut eta) = (Value::Null, Value::Null);
+    let (mut position, mut eta, mut device) = (Value::Null, Value::Null, Value::Null);
+    let status = app.engine.status();
     match (record.state, app.jobs.progress(&record.id)) {
         (Stage::Queued | Stage::Running, Some(JobState::Running(at))) => {
-            let status = app.engine.status();
+            let worker = status.of_job(&record.id);
             progress = json!({
-                "step": at.step, "steps": at.steps, "batch": at.batch, "batches": at.batches, "fraction": status.fraction(),
+                "step": at.step, "steps": at.steps, "batch": at.batch, "batches": at.batches,
+                "fraction": worker.map_or(0.0, WorkerStatus::fraction),
             });
-            eta = json!(status.eta_seconds());
+            eta = json!(worker.map_or(0.0, WorkerStatus::eta_seconds));
+            device = json!(worker.map(|worker| &worker.device));
         }
         (Stage::Queued, _) => {
             let pending = app.engine.pending();
             if let Some(before) = pending.iter().position(|id| *id == record.id) {
                 position = json!(before + 1);
-                let running = app.engine.status().eta_seconds();
-                eta = json!(
-                    app.jobs
-                        .average_seconds()
-                        .map(|one| running + one * (before + 1) as f64)
-                );
+                let seconds = app.jobs.average_seconds();
+                eta = json!(seconds.map(|one| status.wait_seconds(before, one) + one));
             }
         }
         _ => {}
@@ -340,6 +340,7 @@ pub fn view(app: &App, record: &Record) -> Value {
         "position": position,
         "progress": progress,
         "eta_seconds": eta,
+        "device": device,
         "attempts": record.attempts,
         "created": record.created,
         "started": record.started,

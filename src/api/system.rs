@@ -37,7 +37,7 @@ pub async fn readyz(State(app): State<Arc<App>>) -> Response {
         .read()
         .unwrap_or_else(PoisonError::into_inner)
         .clone();
-    let is_loaded = app.engine.status().loaded.is_some();
+    let is_loaded = app.engine.status().is_loaded();
     let reason = match readiness {
         _ if app.shutdown.is_cancelled() => "shutting down".to_string(),
         Readiness::Failed(reason) if !is_loaded => format!("checkpoint not loaded: {reason}"),
@@ -121,14 +121,32 @@ fn settings_in_force(config: &Config) -> impl Iterator<Item = (&'static str, Val
     .into_iter()
 }
 
-/// `GET /sdapi/v1/memory`.
-pub async fn memory() -> Json<Value> {
+/// `GET /sdapi/v1/memory`: the machine's, and under `cuda` the first card's, beside `devices` with every card's.
+pub async fn memory(State(app): State<Arc<App>>) -> Json<Value> {
     let unavailable = || json!({ "error": "unavailable" });
     let ram = ram().map_or_else(
         unavailable,
         |(total, used)| json!({ "free": total - used, "used": used, "total": total }),
     );
-    Json(json!({ "ram": ram, "cuda": unavailable() }))
+    let status = app.engine.status();
+    let free = status.workers.iter().map(|worker| worker.free_memory);
+    let cards = app.engine.devices().iter().zip(free);
+    let cuda =
+        of_cards(cards.filter_map(|(info, free)| Some((&*info.device, info.memory?, free?))));
+    Json(json!({ "ram": ram, "cuda": cuda.unwrap_or_else(unavailable) }))
+}
+
+/// A1111's form of name, total and free bytes of cards; `None` without a card.
+fn of_cards<'a>(cards: impl Iterator<Item = (&'a str, u64, u64)>) -> Option<Value> {
+    let devices: Vec<Value> = cards
+        .map(|(device, total, free)| {
+            let used = total.saturating_sub(free);
+            json!({ "device": device, "free": free, "used": used, "total": total })
+        })
+        .collect();
+    let first = devices.first()?;
+    let system = json!({ "free": first["free"], "used": first["used"], "total": first["total"] });
+    Some(json!({ "system": system, "devices": devices }))
 }
 
 /// Total memory of the machine and resident memory of this process, bytes.
@@ -167,4 +185,23 @@ pub async fn server_kill() -> StatusCode {
 /// `POST /sdapi/v1/server-restart`: a supervisor's business.
 pub async fn server_restart() -> StatusCode {
     StatusCode::NOT_IMPLEMENTED
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_of_cards_begins_with_the_first() {
+        assert_eq!(of_cards(std::iter::empty()), None);
+        let cards = [("cuda:0", 10, 4), ("cuda:1", 10, 11)];
+        let expected = json!({
+            "system": { "free": 4, "used": 6, "total": 10 },
+            "devices": [
+                { "device": "cuda:0", "free": 4, "used": 6, "total": 10 },
+                { "device": "cuda:1", "free": 11, "used": 0, "total": 10 },
+            ],
+        });
+        assert_eq!(of_cards(cards.into_iter()), Some(expected));
+    }
 }

@@ -13,7 +13,7 @@ use super::codecs::CodecArgs;
 use super::follow::follow;
 use super::from_image::{HiresArgs, ImageArgs, Place, Start};
 use super::output::{Form, Output, Report, Seconds, write_latents};
-use super::serve::start_engine;
+use super::serve::{Devices, start_engine};
 use super::{Common, Stop, Verbosity, load_config, remote, warn_all};
 use crate::api::options::{OptionStore, Options};
 use crate::api::{resolve, vocabulary};
@@ -330,7 +330,7 @@ async fn local(
 ) -> Result<(), Stop> {
     let started = Instant::now();
     let stop = shutdown::on_signal().map_err(Stop::failed)?;
-    let engine = start_engine(config)?;
+    let engine = start_engine(config, Devices::First)?;
     let selection = select(engine.catalog(), config)?;
     let bar = progress_bar(
         Verbosity::from_flag(args.quiet),
@@ -432,7 +432,7 @@ fn finish(
     seconds.steps_per_s = (sample > 0.0).then(|| timings.steps as f64 / sample);
     seconds.save = save_started.elapsed().as_secs_f64();
     seconds.total = started.elapsed().as_secs_f64();
-    let device = engine.device();
+    let device = &engine.devices()[0];
     let report = Report {
         files,
         seeds: images.iter().map(|image| image.seed).collect(),

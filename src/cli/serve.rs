@@ -32,7 +32,7 @@ pub struct ServeArgs {
     /// VAE by name or path, in place of the option `sd_vae`
     #[arg(long)]
     pub vae: Option<String>,
-    /// auto, cpu, cuda or cuda:N
+    /// auto, cpu, cuda, cuda:N, several as cuda:0,cuda:1, or all
     #[arg(long)]
     pub device: Option<String>,
     /// auto, f32, bf16 or f16
@@ -140,7 +140,7 @@ async fn serve(config: Config) -> Result<(), Stop> {
         .await
         .map_err(Stop::failed)?;
     let options = OptionStore::open(config.settings_file()).map_err(Stop::usage)?;
-    let engine = start_engine(&config)?;
+    let engine = start_engine(&config, Devices::Each)?;
     // What was typed is looked at before anything is written.
     if let Some(name) = &config.model.checkpoint {
         engine.catalog().find_or_open(name).map_err(Stop::usage)?;
@@ -158,15 +158,27 @@ fn open_history(config: &Config) -> Result<History, Stop> {
     History::open(&path).map_err(Stop::failed)
 }
 
-/// An engine on the configured device.
+/// Which of the configured devices a command needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Devices {
+    /// All of them.
+    Each,
+    /// One, for a single job.
+    First,
+}
+
+/// An engine on the configured devices.
 ///
 /// # Errors
-/// Exit 2 if the device cannot be used.
-pub fn start_engine(config: &Config) -> Result<Engine, Stop> {
-    let device = config.device.clone();
-    let make = move || PipelineBackend::open(&device);
-    let engine = Engine::start(Catalog::open(config), config.server.queue_limit, make);
-    let engine = engine.map_err(|error| match error {
+/// Exit 2 if a device cannot be used.
+pub fn start_engine(config: &Config, devices: Devices) -> Result<Engine, Stop> {
+    let started = PipelineBackend::on_each(&config.device).and_then(|mut makers| {
+        if devices == Devices::First {
+            makers.truncate(1);
+        }
+        Engine::start(Catalog::open(config), config.server.queue_limit, makers)
+    });
+    let engine = started.map_err(|error| match error {
         engine::Error::Device { .. } => Stop::usage(error),
         other => Stop::failed(other),
     })?;

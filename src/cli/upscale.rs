@@ -10,7 +10,7 @@ use clap::Args;
 
 use super::follow::follow;
 use super::output::Output;
-use super::serve::start_engine;
+use super::serve::{Devices, start_engine};
 use super::{Common, Stop, Verbosity, load_config, print, warn_all};
 use crate::api::extras::{other_texts, parameters};
 use crate::api::options::Options;
@@ -215,7 +215,7 @@ async fn upscale(
     config: &Config,
 ) -> Result<Extras, Stop> {
     let stop = shutdown::on_signal().map_err(Stop::failed)?;
-    let engine = start_engine(config)?;
+    let engine = start_engine(config, Devices::First)?;
     let bar = Verbosity::from_flag(args.quiet).bar(
         Some(request.pictures.len() as u64),
         "upscaling {bar:30} {pos}/{len} {elapsed} (eta {eta})",

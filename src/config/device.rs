@@ -1,4 +1,4 @@
-//! Device, compute type and CUDA kernels as they are typed: `auto`, `cpu`, `cuda:1`; `auto`, `f32`, `bf16`, `f16`; `auto`, `own`,
+//! Devices, compute type and CUDA kernels as they are typed: `auto`, `cpu`, `cuda:0,cuda:1`, `all`; `auto`, `f32`, `bf16`, `f16`; `auto`, `own`,
 //! `library`.
 
 use std::fmt;
@@ -6,17 +6,19 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Device as typed; what it comes to is decided on the device thread.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Devices as typed, one worker for each; what `auto` and `all` come to is decided when they are opened.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum DeviceChoice {
-    /// CUDA if this build and machine have it, else the CPU.
+    /// The first CUDA device if this build and machine have one, else the CPU.
     #[default]
     Auto,
-    /// The CPU.
+    /// The CPU; always one worker, since its threads work on one job together.
     Cpu,
-    /// A CUDA device by ordinal.
-    Cuda(usize),
+    /// CUDA devices by ordinal: at least one, each once.
+    Cuda(Vec<usize>),
+    /// Every CUDA device of the machine.
+    All,
 }
 
 impl FromStr for DeviceChoice {
@@ -24,17 +26,30 @@ impl FromStr for DeviceChoice {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
-            "auto" => Ok(Self::Auto),
-            "cpu" => Ok(Self::Cpu),
-            "cuda" => Ok(Self::Cuda(0)),
-            other => other
-                .strip_prefix("cuda:")
-                .and_then(|ordinal| ordinal.parse().ok())
-                .map(Self::Cuda)
-                .ok_or_else(|| {
-                    format!("unknown device: `{text}`; use `auto`, `cpu`, `cuda` or `cuda:N`")
-                }),
+            "auto" => return Ok(Self::Auto),
+            "cpu" => return Ok(Self::Cpu),
+            "all" => return Ok(Self::All),
+            _ => {}
         }
+        let mut ordinals = Vec::new();
+        for name in text.split(',').map(str::trim) {
+            let ordinal = match name {
+                "cuda" => Some(0),
+                other => other
+                    .strip_prefix("cuda:")
+                    .and_then(|ordinal| ordinal.parse().ok()),
+            };
+            let ordinal = ordinal.ok_or_else(|| {
+                format!(
+                    "unknown device: `{name}`; use `auto`, `cpu`, `cuda`, `cuda:N`, several as `cuda:0,cuda:1`, or `all`"
+                )
+            })?;
+            if ordinals.contains(&ordinal) {
+                return Err(format!("device named twice: `cuda:{ordinal}`"));
+            }
+            ordinals.push(ordinal);
+        }
+        Ok(Self::Cuda(ordinals))
     }
 }
 
@@ -57,7 +72,11 @@ impl fmt::Display for DeviceChoice {
         match self {
             Self::Auto => f.write_str("auto"),
             Self::Cpu => f.write_str("cpu"),
-            Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+            Self::All => f.write_str("all"),
+            Self::Cuda(ordinals) => {
+                let names = ordinals.iter().map(|ordinal| format!("cuda:{ordinal}"));
+                f.write_str(&names.collect::<Vec<_>>().join(","))
+            }
         }
     }
 }
@@ -143,12 +162,22 @@ mod tests {
 
     #[test]
     fn devices_parse_and_print() {
-        assert_eq!("cuda:3".parse(), Ok(DeviceChoice::Cuda(3)));
-        assert_eq!(DeviceChoice::Cuda(0).to_string(), "cuda:0");
-        let error = "gpu".parse::<DeviceChoice>().unwrap_err();
+        assert_eq!("cuda:3".parse(), Ok(DeviceChoice::Cuda(vec![3])));
+        for text in ["auto", "cpu", "all", "cuda:0", "cuda:2,cuda:0"] {
+            assert_eq!(text.parse::<DeviceChoice>().unwrap().to_string(), text);
+        }
+        let several: DeviceChoice = "cuda, cuda:1".parse().unwrap();
+        assert_eq!(several.to_string(), "cuda:0,cuda:1");
+        let error = |text: &str| text.parse::<DeviceChoice>().unwrap_err();
         assert_eq!(
-            error,
-            "unknown device: `gpu`; use `auto`, `cpu`, `cuda` or `cuda:N`"
+            error("gpu"),
+            "unknown device: `gpu`; use `auto`, `cpu`, `cuda`, `cuda:N`, several as `cuda:0,cuda:1`, or `all`"
         );
+        assert!(
+            error("cuda:0,cpu").starts_with("unknown device: `cpu`"),
+            "the CPU works alone"
+        );
+        assert!(error("cuda:0,").starts_with("unknown device: ``"));
+        assert_eq!(error("cuda,cuda:0"), "device named twice: `cuda:0`");
     }
 }

@@ -1,4 +1,4 @@
-//! What the device thread runs: the contract, and its fulfilment by [`Pipeline`] on a device of its own.
+//! What a device thread runs: the contract, and its fulfilment by [`Pipeline`] on a device of its own.
 //!
 //! A back end is built on the device thread and never leaves it. Tests put another one in its place.
 
@@ -10,7 +10,7 @@ use crate::pipeline::{
     Pipeline, UpscalerSlot, cuda,
 };
 
-/// What the device thread needs of the layer below. [`PipelineBackend`] is the real one.
+/// What a device thread needs of the layer below. [`PipelineBackend`] is the real one.
 pub trait Backend {
     /// A loaded checkpoint.
     type Model;
@@ -78,6 +78,8 @@ pub struct DeviceInfo {
     pub device: String,
     /// `f32`, `bf16` or `f16`.
     pub dtype: &'static str,
+    /// Bytes that a card has; `None` for the CPU, whose memory is the machine's.
+    pub memory: Option<u64>,
 }
 
 /// [`Pipeline`] on a device of its own.
@@ -91,12 +93,23 @@ pub struct PipelineBackend {
 }
 
 impl PipelineBackend {
-    /// Opens the device.
+    /// What opens each device of the settings, to be run on its thread.
     ///
     /// # Errors
     /// [`Error::Device`] says what to choose instead.
-    pub fn open(settings: &DeviceSettings) -> Result<Self, Error> {
-        let device = open_device(settings)?;
+    pub fn on_each(
+        settings: &DeviceSettings,
+    ) -> Result<Vec<impl FnOnce() -> Result<Self, Error> + Send + use<>>, Error> {
+        let places = places(&settings.device)?.into_iter();
+        let maker = |place| {
+            let settings = settings.clone();
+            move || Self::open(&settings, place)
+        };
+        Ok(places.map(maker).collect())
+    }
+
+    fn open(settings: &DeviceSettings, place: Place) -> Result<Self, Error> {
+        let device = open_device(settings, place)?;
         prepare_cpu(settings)?;
         let (dtype, name) = match (settings.dtype, device.is_cuda()) {
             (DtypeChoice::Auto, false) | (DtypeChoice::F32, _) => (candle_core::DType::F32, "f32"),
@@ -122,6 +135,7 @@ impl PipelineBackend {
             }
             _ => "cpu".to_string(),
         };
+        let memory = cuda::total_memory(&device);
         let upscalers = UpscalerSlot::new(device.clone(), dtype, memory_of);
         Ok(Self {
             device,
@@ -130,6 +144,7 @@ impl PipelineBackend {
             info: DeviceInfo {
                 device: device_name,
                 dtype: name,
+                memory,
             },
             vae_memory: settings.vae_memory_mib.saturating_mul(1 << 20),
         })
@@ -202,31 +217,51 @@ impl Ordinal for candle_core::DeviceLocation {
     }
 }
 
-fn open_device(settings: &DeviceSettings) -> Result<candle_core::Device, Error> {
+/// Where one worker computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Cpu,
+    /// A card by its ordinal.
+    Cuda(usize),
+}
+
+/// What a choice comes to on this machine.
+fn places(choice: &DeviceChoice) -> Result<Vec<Place>, Error> {
+    match choice {
+        DeviceChoice::Cpu => Ok(vec![Place::Cpu]),
+        DeviceChoice::Cuda(ordinals) => Ok(ordinals.iter().copied().map(Place::Cuda).collect()),
+        DeviceChoice::All => match cuda::count() {
+            Ok(count) => Ok((0..count).map(Place::Cuda).collect()),
+            Err(reason) => Err(Error::Device {
+                device: "all".to_string(),
+                reason: format!("{reason}; or use `--device cpu`"),
+            }),
+        },
+        DeviceChoice::Auto => match cuda::count() {
+            Ok(_) => Ok(vec![Place::Cuda(0)]),
+            Err(reason) => {
+                // Who built without CUDA knows it. A target of its own: `sdgen prompt` silences the engine's.
+                if cfg!(feature = "cuda") {
+                    tracing::warn!(target: "sdgen::device", %reason, "no CUDA: the CPU computes");
+                }
+                Ok(vec![Place::Cpu])
+            }
+        },
+    }
+}
+
+fn open_device(settings: &DeviceSettings, place: Place) -> Result<candle_core::Device, Error> {
     let kernels = match settings.cuda_kernels {
         CudaKernels::Auto => KernelChoice::Auto,
         CudaKernels::Own => KernelChoice::Own,
         CudaKernels::Library => KernelChoice::Library,
     };
-    let open = |ordinal: usize| {
-        cuda::open(ordinal, kernels).map_err(|reason| Error::Device {
+    match place {
+        Place::Cpu => Ok(candle_core::Device::Cpu),
+        Place::Cuda(ordinal) => cuda::open(ordinal, kernels).map_err(|reason| Error::Device {
             device: format!("cuda:{ordinal}"),
             reason: format!("{reason}; or use `--device cpu`"),
-        })
-    };
-    match settings.device {
-        DeviceChoice::Cuda(ordinal) => open(ordinal),
-        DeviceChoice::Cpu => Ok(candle_core::Device::Cpu),
-        DeviceChoice::Auto => match cuda::unavailable() {
-            None => open(0),
-            Some(reason) => {
-                // Who built without CUDA knows it. A target of its own: `sdgen prompt` silences the engine's.
-                if cfg!(feature = "cuda") {
-                    tracing::warn!(target: "sdgen::device", %reason, "no CUDA: the CPU computes");
-                }
-                Ok(candle_core::Device::Cpu)
-            }
-        },
+        }),
     }
 }
 
@@ -294,5 +329,27 @@ impl Backend for PipelineBackend {
 
     fn unload_upscaler(&mut self) {
         self.upscalers.unload();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_named_device_is_a_place_and_the_cpu_is_one() {
+        assert_eq!(places(&DeviceChoice::Cpu).unwrap(), [Place::Cpu]);
+        let two = places(&DeviceChoice::Cuda(vec![3, 0])).unwrap();
+        assert_eq!(two, [Place::Cuda(3), Place::Cuda(0)]);
+        assert_eq!(places(&DeviceChoice::Auto).unwrap().len(), 1);
+        match cuda::count() {
+            Ok(count) => assert_eq!(places(&DeviceChoice::All).unwrap().len(), count),
+            Err(reason) => {
+                let error = places(&DeviceChoice::All).unwrap_err().to_string();
+                let expected =
+                    format!("device not available: `all`; {reason}; or use `--device cpu`");
+                assert_eq!(error, expected);
+            }
+        }
     }
 }

@@ -75,6 +75,16 @@ pub enum Error {
     Panicked(String),
 }
 
+impl Error {
+    /// Whether the device may be to blame rather than what was asked of it. Too little memory is not: the next job may fit.
+    pub(super) fn may_be_the_device(&self) -> bool {
+        matches!(
+            self,
+            Self::Panicked(_) | Self::Pipeline(pipeline::Error::Tensor(_))
+        )
+    }
+}
+
 /// An error's sentence followed by those of its causes.
 #[must_use]
 pub fn with_causes(error: &dyn std::error::Error) -> String {

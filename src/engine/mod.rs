@@ -1,8 +1,9 @@
-//! The engine: one device thread behind a queue, and handles to give it work.
+//! The engine: one thread for each device behind one queue, and handles to give them work.
 //!
-//! [`Engine`] is cloneable and cheap; async code submits and waits, only the device thread touches a model. A job that
-//! fails or panics answers its own client and leaves the engine ready for the next. Follows the shape of
-//! text-embeddings-inference (permit moved with the request, one thread owning the back end).
+//! [`Engine`] is cloneable and cheap; async code submits and waits, only a device thread touches a model. A job that
+//! fails or panics answers its own client and leaves the engine ready for the next; a device that fails leaves the others at
+//! work. [`routing`] says which device takes which job. Follows the shape of text-embeddings-inference (permit moved with the
+//! request, one thread owning the back end).
 
 pub mod approximations;
 pub mod backend;
@@ -14,8 +15,10 @@ pub mod hub;
 pub mod limits;
 pub mod models;
 pub mod networks;
+pub mod previews;
 pub mod queue;
 pub mod residents;
+pub mod routing;
 mod scan;
 pub mod status;
 pub mod upscalers;
@@ -37,10 +40,11 @@ use backend::{Backend, DeviceInfo};
 use checkpoint::Selection;
 pub use error::{Error, with_causes};
 use models::Catalog;
+use previews::Preview;
 use queue::{Queue, Refusal, Ticket};
 use residents::ModelLimits;
-use status::{CancelToken, LoadedModel, Status};
-use worker::{Command, PreviewSlot, Queued};
+use status::{CancelToken, LoadedModel, Status, WorkerStatus};
+use worker::{Command, Queued};
 
 /// [`Job::preview_every`] of a job that shows each batch when it is finished.
 pub const PREVIEW_BATCHES: usize = usize::MAX;
@@ -80,6 +84,8 @@ pub struct Outcome {
     pub generated: Generated,
     /// The checkpoint that made them.
     pub model: LoadedModel,
+    /// The device that made them, `cpu` or `cuda:N`.
+    pub device: String,
     /// Local start time, `YYYYMMDDHHMMSS`.
     pub job_timestamp: String,
     /// Batches that were finished before an interrupt.
@@ -113,7 +119,7 @@ pub struct JobHandle<T = Outcome> {
 }
 
 impl<T> JobHandle<T> {
-    /// Waits until the device thread has taken the job up (or has ended it).
+    /// Waits until a device thread has taken the job up (or has ended it).
     pub async fn started(&mut self) {
         // An error means that the job has ended, which also is an answer.
         let _ = self
@@ -127,7 +133,9 @@ impl<T> JobHandle<T> {
     /// # Errors
     /// Whatever the job failed with.
     pub async fn finished(&mut self) -> Result<T, Error> {
-        (&mut self.result).await.unwrap_or(Err(Error::ShuttingDown))
+        // Every job in line is answered; this one was on a device.
+        let lost = || Err(Error::Panicked("its device thread has ended".into()));
+        (&mut self.result).await.unwrap_or_else(|_| lost())
     }
 }
 
@@ -154,56 +162,59 @@ impl Drop for LeaveLine {
 /// A place in line that waits for its job.
 pub struct Reserved(queue::Place<Command>);
 
-/// Handle to the engine. All clones speak to the same device thread.
+/// Handle to the engine. All clones speak to the same device threads.
 #[derive(Clone)]
 pub struct Engine {
     shared: Arc<Shared>,
 }
 
-/// Owned by all handles together; the last one ends the device thread.
+/// Owned by all handles together; the last one ends the device threads.
 struct Shared {
-    queue: Arc<Queue<Command>>,
+    to_workers: worker::Shared,
     queue_limit: usize,
-    status: watch::Sender<Status>,
-    previews: Arc<PreviewSlot>,
-    model_limits: Arc<Mutex<ModelLimits>>,
     catalog: Arc<Catalog>,
-    device: DeviceInfo,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    /// One for each thread, at least one.
+    devices: Vec<DeviceInfo>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Engine {
-    /// Starts the device thread. `make` runs on it and builds what owns the device.
+    /// Starts a device thread for each of `makers`. Each maker runs on its thread and builds what owns the device.
     ///
     /// # Errors
-    /// The device cannot be used.
-    pub fn start<B: Backend>(
+    /// One of the devices cannot be used, or there is none.
+    pub fn start<B: Backend, M>(
         catalog: Catalog,
         queue_limit: usize,
-        make: impl FnOnce() -> Result<B, Error> + Send + 'static,
-    ) -> Result<Self, Error> {
-        let queue = Queue::new(queue_limit);
-        let (status, _) = watch::channel(Status::default());
-        let previews = Arc::new(PreviewSlot::default());
-        let model_limits = Arc::new(Mutex::new(ModelLimits::default()));
-        let shared = worker::Shared {
-            status: status.clone(),
-            previews: previews.clone(),
-            model_limits: model_limits.clone(),
+        makers: impl IntoIterator<Item = M>,
+    ) -> Result<Self, Error>
+    where
+        M: FnOnce() -> Result<B, Error> + Send + 'static,
+    {
+        let makers: Vec<M> = makers.into_iter().collect();
+        let count = makers.len();
+        let previews = (0..count).map(|_| Arc::default()).collect();
+        let to_workers = worker::Shared {
+            queue: Queue::new(queue_limit, count),
+            status: watch::channel(Status::new(count)).0,
+            previews,
+            model_limits: Arc::default(),
         };
-        let (thread, device) = worker::spawn(queue.clone(), shared, make)?;
-        let thread = Mutex::new(Some(thread));
-        let catalog = Arc::new(catalog);
+        let (threads, devices): (Vec<_>, Vec<_>) =
+            worker::spawn(&to_workers, makers)?.into_iter().unzip();
+        if devices.is_empty() {
+            return Err(Error::Device {
+                device: "none".into(),
+                reason: "name at least one".into(),
+            });
+        }
         Ok(Self {
             shared: Arc::new(Shared {
-                queue,
+                to_workers,
                 queue_limit,
-                status,
-                previews,
-                model_limits,
-                catalog,
-                device,
-                thread,
+                catalog: Arc::new(catalog),
+                devices,
+                threads: Mutex::new(threads),
             }),
         })
     }
@@ -231,7 +242,7 @@ impl Engine {
     /// # Errors
     /// [`Error::ShuttingDown`].
     pub async fn reserve(&self, client: &str, id: &str) -> Result<Reserved, Error> {
-        let place = self.shared.queue.enter(client, id).await;
+        let place = self.shared.to_workers.queue.enter(client, id).await;
         place.map(Reserved).map_err(|refusal| self.refused(refusal))
     }
 
@@ -250,19 +261,21 @@ impl Engine {
     pub fn try_submit(&self, job: Job) -> Result<JobHandle, Error> {
         let place = self
             .shared
+            .to_workers
             .queue
             .try_enter(&job.client, &job.id)
             .map_err(|refusal| self.refused(refusal))?;
         self.fill(place, job.id.clone(), job, Command::Generate)
     }
 
-    /// How many checkpoints stay in memory from the next load on.
+    /// How many checkpoints stay in the memory of each device from the next load on.
     pub fn keep_models(&self, limits: ModelLimits) {
-        let shared = &self.shared.model_limits;
+        let shared = &self.shared.to_workers.model_limits;
         *shared.lock().unwrap_or_else(PoisonError::into_inner) = limits;
     }
 
-    /// Makes a checkpoint the loaded one, behind the jobs already queued. On failure the previous one stays.
+    /// Makes a checkpoint the loaded one, behind the jobs already queued. On failure the previous one stays. Of several devices
+    /// one is enough, by the rule of [`routing`]; the others load it when a job reaches them.
     ///
     /// # Errors
     /// Whatever the load failed with.
@@ -272,36 +285,60 @@ impl Engine {
         answer.await.unwrap_or(Err(Error::ShuttingDown))
     }
 
-    /// Drops the loaded checkpoint, behind the jobs already queued. The next job loads what it needs.
+    /// Drops the loaded checkpoints of all devices, behind the jobs already queued. The next job loads what it needs.
     ///
     /// # Errors
     /// [`Error::ShuttingDown`].
     pub async fn unload(&self) -> Result<(), Error> {
-        let (reply, answer) = oneshot::channel();
-        self.command(Command::Unload(reply))?;
-        answer.await.map_err(|_| Error::ShuttingDown)
+        let mut answers = Vec::new();
+        for worker in self.status().workers {
+            // A thread that has ended holds nothing.
+            if !worker.is_stopped() {
+                let (reply, answer) = oneshot::channel();
+                self.command(Command::Unload(worker.number, reply))?;
+                answers.push(answer);
+            }
+        }
+        let count = answers.len();
+        let mut unloaded = 0;
+        for answer in answers {
+            unloaded += usize::from(answer.await.is_ok());
+        }
+        if count == 0 || unloaded == 0 {
+            return Err(Error::ShuttingDown);
+        }
+        Ok(())
     }
 
-    /// Ends the running job at its next step. Queued jobs are not touched; idle = nothing happens.
-    pub fn interrupt(&self) {
-        self.shared.status.send_if_modified(|status| {
-            let Some(running) = &status.running else {
-                return false;
-            };
-            running.cancel.interrupt();
-            status.interrupted = true;
-            true
+    /// Ends the running job that `client` is shown ([`Status::shown`]) at its next step: its own if it has one. Queued jobs are
+    /// not touched; idle = nothing happens.
+    pub fn interrupt(&self, client: &str) {
+        self.tell(client, |worker, cancel| {
+            cancel.interrupt();
+            worker.interrupted = true;
         });
     }
 
-    /// Ends the running job's present batch at its next step.
-    pub fn skip(&self) {
-        self.shared.status.send_if_modified(|status| {
-            let Some(running) = &status.running else {
+    /// Ends the present batch of the job that [`Self::interrupt`] would end, at its next step.
+    pub fn skip(&self, client: &str) {
+        self.tell(client, |worker, cancel| {
+            cancel.skip();
+            worker.skipped = true;
+        });
+    }
+
+    fn tell(&self, client: &str, what: impl FnOnce(&mut WorkerStatus, &CancelToken)) {
+        self.shared.to_workers.status.send_if_modified(|status| {
+            let number = status.shown(client).number;
+            let worker = &mut status.workers[number];
+            let Some(cancel) = worker
+                .running
+                .as_ref()
+                .map(|running| running.cancel.clone())
+            else {
                 return false;
             };
-            running.cancel.skip();
-            status.skipped = true;
+            what(worker, &cancel);
             true
         });
     }
@@ -309,30 +346,32 @@ impl Engine {
     /// What the engine is doing.
     #[must_use]
     pub fn status(&self) -> Status {
-        self.shared.status.borrow().clone()
+        self.shared.to_workers.status.borrow().clone()
     }
 
     /// Changes of [`Engine::status`].
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<Status> {
-        self.shared.status.subscribe()
+        self.shared.to_workers.status.subscribe()
     }
 
     /// Ids of waiting jobs, first in line first.
     #[must_use]
     pub fn pending(&self) -> Vec<String> {
-        self.shared.queue.pending()
+        self.shared.to_workers.queue.pending()
     }
 
-    /// The latest preview of the running job, and asks for more of them for a while.
+    /// The latest preview of a worker's running job, and asks for more of them for a while.
     #[must_use]
-    pub fn preview(&self) -> Option<worker::Preview> {
-        self.shared.previews.look()
+    pub fn preview(&self, worker: usize) -> Option<Preview> {
+        self.shared.to_workers.previews.get(worker)?.look()
     }
 
-    /// Lets at least `interval` pass between two previews; each costs the job its making.
+    /// Lets at least `interval` pass between two previews of a worker; each costs the job its making.
     pub fn limit_previews(&self, interval: Duration) {
-        self.shared.previews.limit(interval);
+        for slot in &self.shared.to_workers.previews {
+            slot.limit(interval);
+        }
     }
 
     /// What is on disk.
@@ -341,34 +380,35 @@ impl Engine {
         &self.shared.catalog
     }
 
-    /// Device and dtype in use.
+    /// Devices and dtypes in use, in the workers' order.
     #[must_use]
-    pub fn device(&self) -> &DeviceInfo {
-        &self.shared.device
+    pub fn devices(&self) -> &[DeviceInfo] {
+        &self.shared.devices
     }
 
-    /// Ends the engine: refuses new jobs, answers queued ones with [`Error::ShuttingDown`], gives the running one `grace`
-    /// to end, then interrupts it at its next step. Returns when the device thread has ended.
+    /// Ends the engine: refuses new jobs, answers queued ones with [`Error::ShuttingDown`], gives the running ones
+    /// `grace` to end, then interrupts them at their next step. Returns when the device threads have ended.
     pub async fn shut_down(&self, grace: Duration) {
         self.shared.refuse_queued();
-        let mut status = self.shared.status.subscribe();
-        let in_time = tokio::time::timeout(grace, status.wait_for(|status| status.stopped))
+        let mut status = self.shared.to_workers.status.subscribe();
+        let in_time = tokio::time::timeout(grace, status.wait_for(Status::is_stopped))
             .await
             .is_ok();
         if !in_time {
             tracing::warn!(
                 grace_seconds = grace.as_secs(),
-                "interrupting the running job"
+                "interrupting the running jobs"
             );
-            self.interrupt();
+            self.shared.to_workers.status.send_modify(|status| {
+                for worker in &mut status.workers {
+                    worker.interrupted |= worker.running.is_some();
+                }
+            });
             // Looks again at each change, so that a job taken up at this very moment is interrupted as well. The sender
-            // lives in `self`, so the wait ends only with the thread.
+            // lives in `self`, so the wait ends only with the threads.
             let ended = status.wait_for(|status| {
-                let _ = status
-                    .running
-                    .as_ref()
-                    .map(|running| running.cancel.interrupt());
-                status.stopped
+                status.running().for_each(|job| job.cancel.interrupt());
+                status.is_stopped()
             });
             let _ = ended.await;
         }
@@ -400,7 +440,7 @@ impl Engine {
             cancel,
             result,
             _line: LeaveLine {
-                queue: self.shared.queue.clone(),
+                queue: self.shared.to_workers.queue.clone(),
                 ticket,
             },
         })
@@ -408,6 +448,7 @@ impl Engine {
 
     fn command(&self, command: Command) -> Result<(), Error> {
         self.shared
+            .to_workers
             .queue
             .push_command(command)
             .map_err(|_| Error::ShuttingDown)
@@ -425,7 +466,7 @@ impl Engine {
 
 impl Shared {
     fn refuse_queued(&self) {
-        for command in self.queue.close() {
+        for command in self.to_workers.queue.close() {
             command.refuse();
         }
     }
@@ -434,15 +475,13 @@ impl Shared {
 impl Drop for Shared {
     fn drop(&mut self) {
         self.refuse_queued();
-        if let Some(running) = &self.status.borrow().running {
-            running.cancel.interrupt();
+        let status = self.to_workers.status.borrow();
+        status.running().for_each(|job| job.cancel.interrupt());
+        drop(status);
+        let threads = self.threads.get_mut();
+        for thread in threads.unwrap_or_else(PoisonError::into_inner).drain(..) {
+            // The thread catches its panics, so its end is always orderly.
+            let _ = thread.join();
         }
-        let thread = self
-            .thread
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        // The thread catches the panics of jobs, so its end is always orderly.
-        let _ = thread.map(JoinHandle::join);
     }
 }

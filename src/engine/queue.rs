@@ -1,15 +1,21 @@
-//! The bounded, fair waiting line before the device thread.
+//! The bounded, fair waiting line before the device threads.
 //!
 //! Clients take turns: each entry gets a turn when it arrives, one after its client's last and none before the present one
 //! (fair queuing by virtual time; Demers, Keshav and Shenker 1989). So one client's entries stay in order, and a client with a
 //! hundred of them delays another's first by at most one. Invariants: a place is taken at the edge and moves with the job
 //! until its work ends, so at most `limit` jobs exist at a time; whoever waits for a place is already listed as pending; a
-//! closed queue takes nothing more.
+//! closed queue takes nothing more. Which of several workers takes which entry is [`super::routing`]'s rule.
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use tokio::sync::oneshot;
+
+use super::routing::{Desks, Free, Needs, Routed};
 
 /// Why nothing can be queued.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +43,7 @@ pub struct Queue<T> {
 
 struct Entries<T> {
     waiting: BTreeMap<Ticket, Entry<T>>,
+    desks: Desks,
     closed: bool,
 }
 
@@ -45,6 +52,8 @@ struct Entry<T> {
     id: Option<String>,
     item: T,
     permit: Permit,
+    /// How often a later one was taken first.
+    passed: usize,
 }
 
 /// Who may enter, and when each is served.
@@ -125,13 +134,14 @@ impl Drop for Waiting<'_> {
     }
 }
 
-impl<T> Queue<T> {
-    /// A line with `limit` places.
+impl<T: Routed> Queue<T> {
+    /// A line with `limit` places before `workers` workers, numbered from 0.
     #[must_use]
-    pub fn new(limit: usize) -> Arc<Self> {
+    pub fn new(limit: usize, workers: usize) -> Arc<Self> {
         Arc::new(Self {
             entries: Mutex::new(Entries {
                 waiting: BTreeMap::new(),
+                desks: Desks::new(workers),
                 closed: false,
             }),
             ready: Condvar::new(),
@@ -222,26 +232,58 @@ impl<T> Queue<T> {
         self.push(ticket, None, item, Permit::default()).map(|_| ())
     }
 
-    /// The next entry; waits for one. `None` once the queue is closed and empty.
-    pub fn pop(&self) -> Option<(T, Permit)> {
+    /// The next entry for a worker; waits for one. `None` once the queue is closed.
+    pub fn pop(&self, free: &Free) -> Option<(T, Permit)> {
         let mut entries = self.lock();
         loop {
-            if let Some((ticket, entry)) = entries.waiting.pop_first() {
+            if entries.closed {
+                return None;
+            }
+            let now = Instant::now();
+            entries.desks.ask(free, now);
+            if let Some((ticket, entry)) = entries.take(free.worker) {
+                let leaves_some = !entries.waiting.is_empty();
                 drop(entries);
+                if leaves_some {
+                    // Something may have been left to this worker, which is busy from here on.
+                    self.ready.notify_all();
+                }
                 let mut turns = self.places.lock();
                 let now = turns.now.max(ticket.turn);
                 turns.now = now;
                 turns.last.retain(|_, last| *last > now);
                 return Some((entry.item, entry.permit));
             }
-            if entries.closed {
-                return None;
-            }
-            entries = self
-                .ready
-                .wait(entries)
-                .unwrap_or_else(PoisonError::into_inner);
+            let rest = free
+                .rests
+                .and_then(|until| until.checked_duration_since(now));
+            entries = match rest.filter(|rest| !rest.is_zero()) {
+                Some(rest) => {
+                    let woken = self.ready.wait_timeout(entries, rest);
+                    woken.unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => self
+                    .ready
+                    .wait(entries)
+                    .unwrap_or_else(PoisonError::into_inner),
+            };
         }
+    }
+
+    /// A worker asks no more. Gives back what nobody will take: what was meant for it, and everything if it was the last, with
+    /// which the queue is closed.
+    pub fn leave(&self, worker: usize) -> Vec<T> {
+        let mut entries = self.lock();
+        if entries.desks.leave(worker) {
+            drop(entries);
+            return self.close();
+        }
+        let is_its = |entry: &Entry<T>| matches!(entry.item.needs(), Needs::Worker(number) if number == worker);
+        let its = entries.waiting.extract_if(.., |_, entry| is_its(entry));
+        let its = its.map(|(_, entry)| entry.item).collect();
+        drop(entries);
+        self.ready.notify_all();
+        its
     }
 
     /// Takes an entry out if it still waits.
@@ -283,6 +325,12 @@ impl<T> Queue<T> {
         ids.into_iter().map(|(_, id)| id).collect()
     }
 
+    /// How many workers wait for an entry.
+    #[cfg(test)]
+    pub(super) fn free_workers(&self) -> usize {
+        self.lock().desks.free()
+    }
+
     fn push(
         &self,
         ticket: Ticket,
@@ -294,10 +342,16 @@ impl<T> Queue<T> {
         if entries.closed {
             return Err(item);
         }
-        let entry = Entry { id, item, permit };
+        let entry = Entry {
+            id,
+            item,
+            permit,
+            passed: 0,
+        };
         entries.waiting.insert(ticket, entry);
         drop(entries);
-        self.ready.notify_one();
+        // All of them, since the one that wakes first may leave it to another.
+        self.ready.notify_all();
         Ok(ticket)
     }
 
@@ -307,7 +361,24 @@ impl<T> Queue<T> {
     }
 }
 
-impl<T> Place<T> {
+impl<T: Routed> Entries<T> {
+    /// Takes out what a worker that has asked is to do.
+    fn take(&mut self, worker: usize) -> Option<(Ticket, Entry<T>)> {
+        let line = self.waiting.values();
+        let needs = line.map(|entry| (entry.item.needs(), entry.passed));
+        let place = self.desks.choose(worker, needs)?;
+        let mut passed = self.waiting.iter_mut();
+        for (_, entry) in passed.by_ref().take(place) {
+            entry.passed += 1;
+        }
+        let ticket = *passed.next()?.0;
+        let entry = self.waiting.remove(&ticket)?;
+        self.desks.begin(worker);
+        Some((ticket, entry))
+    }
+}
+
+impl<T: Routed> Place<T> {
     /// Puts the job into the line.
     ///
     /// # Errors
@@ -320,116 +391,5 @@ impl<T> Place<T> {
             id,
         } = self;
         queue.push(ticket, Some(id), item, permit)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn order_is_first_in_first_out() {
-        let queue = Queue::new(8);
-        for n in 0..5 {
-            queue
-                .enter("one", &n.to_string())
-                .await
-                .unwrap()
-                .fill(n)
-                .unwrap();
-        }
-        assert_eq!(queue.pending(), ["0", "1", "2", "3", "4"]);
-        let order: Vec<i32> = (0..5).map(|_| queue.pop().unwrap().0).collect();
-        assert_eq!(order, [0, 1, 2, 3, 4]);
-    }
-
-    #[tokio::test]
-    async fn clients_take_turns() {
-        let queue = Queue::new(16);
-        for n in 0..4 {
-            let place = queue.enter("many", &n.to_string()).await.unwrap();
-            place.fill(n).unwrap();
-        }
-        assert_eq!(queue.pop().unwrap().0, 0);
-        queue.enter("few", "a").await.unwrap().fill(10).unwrap();
-        queue.push_command(99).unwrap();
-        queue.enter("few", "b").await.unwrap().fill(11).unwrap();
-        assert_eq!(queue.pending(), ["1", "a", "2", "b", "3"]);
-        let order: Vec<i32> = (0..6).map(|_| queue.pop().unwrap().0).collect();
-        // The command comes behind all that was in line before it.
-        assert_eq!(order, [1, 10, 2, 11, 3, 99]);
-    }
-
-    #[tokio::test]
-    async fn a_freed_place_goes_to_the_client_whose_turn_it_is() {
-        let queue: Arc<Queue<i32>> = Queue::new(1);
-        queue.enter("many", "0").await.unwrap().fill(0).unwrap();
-        let mut second = Box::pin(queue.enter("many", "1"));
-        let mut third = Box::pin(queue.enter("many", "2"));
-        let mut other = Box::pin(queue.enter("few", "a"));
-        for waiting in [&mut second, &mut third, &mut other] {
-            assert!(futures_poll_once(waiting).await.is_none());
-        }
-        assert_eq!(queue.pending(), ["0", "a", "1", "2"]);
-        drop(queue.pop());
-        assert!(futures_poll_once(&mut second).await.is_none());
-        let place = futures_poll_once(&mut other).await.unwrap().unwrap();
-        // A place that is given up goes to the next.
-        drop(place);
-        assert!(futures_poll_once(&mut third).await.is_none());
-        assert!(futures_poll_once(&mut second).await.is_some());
-    }
-
-    #[tokio::test]
-    async fn a_place_is_free_again_only_when_its_permit_is_dropped() {
-        let queue = Queue::new(1);
-        queue.enter("one", "a").await.unwrap().fill(1).unwrap();
-        assert_eq!(queue.try_enter("one", "b").err(), Some(Refusal::Full));
-        let (_, permit) = queue.pop().unwrap();
-        assert_eq!(queue.try_enter("one", "b").err(), Some(Refusal::Full));
-        drop(permit);
-        assert!(queue.try_enter("one", "b").is_ok());
-    }
-
-    #[tokio::test]
-    async fn those_waiting_for_a_place_are_pending_and_leave_when_they_give_up() {
-        let queue: Arc<Queue<i32>> = Queue::new(1);
-        queue.enter("one", "a").await.unwrap().fill(1).unwrap();
-        {
-            let mut second = Box::pin(queue.enter("one", "b"));
-            assert!(futures_poll_once(&mut second).await.is_none());
-            assert_eq!(queue.pending(), ["a", "b"]);
-        }
-        assert_eq!(queue.pending(), ["a"]);
-    }
-
-    #[tokio::test]
-    async fn a_removed_entry_frees_its_place() {
-        let queue = Queue::new(1);
-        let ticket = queue.enter("one", "a").await.unwrap().fill(1).unwrap();
-        assert_eq!(queue.remove(ticket), Some(1));
-        assert_eq!(queue.remove(ticket), None);
-        assert!(queue.try_enter("one", "b").is_ok());
-    }
-
-    #[tokio::test]
-    async fn closing_returns_what_waited_and_refuses_the_rest() {
-        let queue = Queue::new(4);
-        let place = queue.enter("one", "late").await.unwrap();
-        queue.enter("one", "a").await.unwrap().fill(1).unwrap();
-        assert_eq!(queue.close(), [1]);
-        assert_eq!(place.fill(2), Err(2));
-        assert_eq!(queue.enter("one", "b").await.err(), Some(Refusal::Closed));
-        assert!(queue.pop().is_none());
-    }
-
-    async fn futures_poll_once<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
-        std::future::poll_fn(|cx| {
-            std::task::Poll::Ready(match std::pin::Pin::new(&mut *future).poll(cx) {
-                std::task::Poll::Ready(value) => Some(value),
-                std::task::Poll::Pending => None,
-            })
-        })
-        .await
     }
 }

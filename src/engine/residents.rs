@@ -48,6 +48,11 @@ impl<M> Residents<M> {
         self.0.last_mut()
     }
 
+    /// What each was loaded for.
+    pub(super) fn selections(&self) -> impl Iterator<Item = &Selection> {
+        self.0.iter().map(|resident| &resident.selection)
+    }
+
     /// Makes one that fits the current one. `false` if there is none.
     pub(super) fn recall(&mut self, fits: impl Fn(&Selection) -> bool) -> bool {
         let found = self

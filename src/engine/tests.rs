@@ -1,5 +1,7 @@
 //! The engine over a back end that fails, panics and waits on command: what the real one does not do when asked.
 
+mod devices;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -9,6 +11,7 @@ use super::backend::{Backend, DeviceInfo};
 use super::checkpoint::{Selection, VaeChoice};
 use super::models::Catalog;
 use super::residents::ModelLimits;
+use super::status::WorkerStatus;
 use super::{Engine, Error, ExtrasJob, Job, JobState, Outcome};
 use crate::config::Config;
 use crate::pipeline::{
@@ -16,9 +19,12 @@ use crate::pipeline::{
     PictureUpscaler, Progress, Timings,
 };
 
-/// What the back end does with a job is written in its prompt: `panic`, `fail`, `wait`, or anything else for a quick success.
+/// What the back end does with a job is written in its prompt: `panic`, `fail`, `fault` (of the device), `crash` (of the thread,
+/// after the job), `wait`, or anything else for a quick success.
 struct Scripted {
+    device: String,
     loads: Arc<AtomicUsize>,
+    crashes: bool,
     /// A `wait` job takes one step for each message.
     steps: Mutex<Receiver<()>>,
 }
@@ -41,8 +47,9 @@ impl Backend for Scripted {
 
     fn device(&self) -> DeviceInfo {
         DeviceInfo {
-            device: "cpu".into(),
+            device: self.device.clone(),
             dtype: "f32",
+            memory: None,
         }
     }
 
@@ -51,6 +58,7 @@ impl Backend for Scripted {
     }
 
     fn free_memory(&self) -> Option<u64> {
+        assert!(!self.crashes, "no such device");
         None
     }
 
@@ -86,6 +94,8 @@ impl Backend for Scripted {
         let mut interrupted = false;
         match request.prompt.as_str() {
             "panic" => panic!("no such tensor"),
+            "crash" => self.crashes = true,
+            "fault" => return Err(candle_core::Error::msg("illegal address").into()),
             "fail" => return Err(pipeline::Error::NotANumber { stage: "Unet" }),
             "wait" => {
                 let steps = self.steps.lock().unwrap();
@@ -123,31 +133,49 @@ impl Backend for Scripted {
 struct Bench {
     engine: Engine,
     loads: Arc<AtomicUsize>,
+    /// Of the first device.
     step: Sender<()>,
+    /// Of the others.
+    steps: Vec<Sender<()>>,
     _dir: tempfile::TempDir,
 }
 
 impl Bench {
     fn new(queue_limit: usize) -> Self {
+        Self::with_devices(queue_limit, 1)
+    }
+
+    fn with_devices(queue_limit: usize, devices: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let config = Config {
             data_dir: dir.path().to_path_buf(),
             ..Config::default()
         };
-        let (step, steps) = channel();
         let loads = Arc::new(AtomicUsize::new(0));
-        let backend = Scripted {
-            loads: loads.clone(),
-            steps: Mutex::new(steps),
-        };
-        let engine =
-            Engine::start(Catalog::open(&config), queue_limit, move || Ok(backend)).unwrap();
+        let (mut senders, mut makers) = (Vec::new(), Vec::new());
+        for number in 0..devices {
+            let (step, steps) = channel();
+            senders.push(step);
+            let backend = Scripted {
+                device: format!("cuda:{number}"),
+                loads: loads.clone(),
+                crashes: false,
+                steps: Mutex::new(steps),
+            };
+            makers.push(move || Ok(backend));
+        }
         Self {
-            engine,
+            engine: Engine::start(Catalog::open(&config), queue_limit, makers).unwrap(),
             loads,
-            step,
+            step: senders.remove(0),
+            steps: senders,
             _dir: dir,
         }
+    }
+
+    /// What the first device does.
+    fn status(&self) -> WorkerStatus {
+        self.engine.status().workers.swap_remove(0)
     }
 
     fn model(&self, name: &str) -> Selection {
@@ -194,7 +222,7 @@ async fn a_panicking_or_failing_job_answers_and_the_next_one_works() {
     let error = bench.run("panic").await.unwrap_err();
     assert_eq!(error.to_string(), "the job crashed: no such tensor");
     assert!(
-        bench.engine.status().loaded.is_none(),
+        bench.status().loaded.is_none(),
         "a model that panicked is not trusted"
     );
     assert!(bench.run("ok").await.is_ok());
@@ -238,7 +266,7 @@ async fn a_failed_load_leaves_the_previous_model() {
                 .to_string(),
             message
         );
-        assert_eq!(bench.engine.status().loaded.unwrap().title, "good");
+        assert_eq!(bench.status().loaded.unwrap().title, "good");
     }
     assert!(bench.run("ok").await.is_ok());
     assert_eq!(
@@ -247,14 +275,14 @@ async fn a_failed_load_leaves_the_previous_model() {
         "the model was still there"
     );
     bench.engine.unload().await.unwrap();
-    assert!(bench.engine.status().loaded.is_none());
+    assert!(bench.status().loaded.is_none());
     assert!(bench.run("ok").await.is_ok());
 }
 
 #[tokio::test]
 async fn interrupt_ends_the_running_job_only() {
     let bench = Bench::new(4);
-    bench.engine.interrupt();
+    bench.engine.interrupt("");
     let mut running = bench.engine.submit(bench.job("wait")).await.unwrap();
     let mut queued = bench.engine.submit(bench.job("ok")).await.unwrap();
     running.started().await;
@@ -271,13 +299,13 @@ async fn interrupt_ends_the_running_job_only() {
         .await
         .unwrap();
     assert_eq!(bench.engine.pending(), ["task(ok)"]);
-    bench.engine.interrupt();
+    bench.engine.interrupt("");
     bench.step.send(()).unwrap();
     let outcome = running.finished().await.unwrap();
     assert!(outcome.generated.interrupted && outcome.finished_batches == 0);
     assert!(!queued.finished().await.unwrap().generated.interrupted);
     assert!(
-        !bench.engine.status().interrupted,
+        !bench.status().interrupted,
         "the flag belongs to the last job"
     );
 }
@@ -334,13 +362,13 @@ async fn shutting_down_refuses_the_queue_and_interrupts_after_the_grace_time() {
     let shutdown = tokio::spawn(async move { engine.shut_down(Duration::from_millis(20)).await });
     assert!(matches!(queued.finished().await, Err(Error::ShuttingDown)));
     assert!(matches!(waiting.await.unwrap(), Err(Error::ShuttingDown)));
-    while !bench.engine.status().interrupted {
+    while !bench.status().interrupted {
         tokio::task::yield_now().await;
     }
     bench.step.send(()).unwrap();
     assert!(running.finished().await.unwrap().generated.interrupted);
     shutdown.await.unwrap();
-    assert!(bench.engine.status().stopped);
+    assert!(bench.engine.status().is_stopped());
     assert!(matches!(
         bench.engine.submit(bench.job("ok")).await,
         Err(Error::ShuttingDown)
@@ -375,7 +403,7 @@ async fn extras_wait_their_turn_load_nothing_and_survive_a_panic() {
     assert_eq!(error.to_string(), "the job crashed: no such pixel");
     assert!(!run(PictureUpscaler::Lanczos).await.unwrap().interrupted);
     assert_eq!(bench.loads.load(Ordering::Relaxed), 0);
-    assert!(bench.engine.status().loaded.is_none());
+    assert!(bench.status().loaded.is_none());
 
     let mut waiting = bench.engine.submit(bench.job("wait")).await.unwrap();
     waiting.started().await;
@@ -384,7 +412,7 @@ async fn extras_wait_their_turn_load_nothing_and_survive_a_panic() {
     assert_eq!(bench.engine.pending(), ["task(extras)"]);
     drop(queued);
     assert!(bench.engine.pending().is_empty());
-    bench.engine.interrupt();
+    bench.engine.interrupt("");
     bench.step.send(()).unwrap();
     assert!(waiting.finished().await.unwrap().generated.interrupted);
     bench.engine.shut_down(Duration::ZERO).await;
@@ -397,7 +425,7 @@ async fn as_many_checkpoints_stay_as_may() {
     let bench = Bench::new(4);
     let load = async |name: &str| {
         let loaded = bench.engine.load(bench.model(name)).await.unwrap();
-        assert_eq!(bench.engine.status().loaded, Some(loaded));
+        assert_eq!(bench.status().loaded, Some(loaded));
         bench.loads.load(Ordering::Relaxed)
     };
     let limits = ModelLimits {
@@ -423,10 +451,7 @@ async fn as_many_checkpoints_stay_as_may() {
     );
     let error = bench.engine.load(bench.model("broken")).await.unwrap_err();
     assert_eq!(error.to_string(), "broken");
-    assert!(
-        bench.engine.status().loaded.is_none(),
-        "its memory was needed"
-    );
+    assert!(bench.status().loaded.is_none(), "its memory was needed");
 }
 
 #[tokio::test]
@@ -442,14 +467,10 @@ async fn another_vae_does_not_load_the_checkpoint_again() {
     bench.engine.load(bench.model("good")).await.unwrap();
     let loaded = bench.engine.load(with_vae("fine")).await.unwrap();
     assert_eq!(loaded.vae_name.as_deref(), Some("fine.safetensors"));
-    assert_eq!(bench.engine.status().loaded, Some(loaded.clone()));
+    assert_eq!(bench.status().loaded, Some(loaded.clone()));
     let error = bench.engine.load(with_vae("broken")).await.unwrap_err();
     assert_eq!(error.to_string(), "broken VAE");
-    assert_eq!(
-        bench.engine.status().loaded,
-        Some(loaded),
-        "the one before stays"
-    );
+    assert_eq!(bench.status().loaded, Some(loaded), "the one before stays");
     let own = bench.engine.load(bench.model("good")).await.unwrap();
     assert_eq!(own.vae_name, None);
     assert_eq!(bench.loads.load(Ordering::Relaxed), 1);
@@ -459,7 +480,7 @@ async fn another_vae_does_not_load_the_checkpoint_again() {
 
 #[test]
 fn previews_are_made_while_watched_and_no_faster_than_the_limit() {
-    let slot = super::worker::PreviewSlot::default();
+    let slot = super::previews::PreviewSlot::default();
     assert!(!slot.is_due(), "nobody looks");
     assert!(slot.look().is_none());
     assert!(slot.is_due());

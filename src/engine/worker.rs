@@ -1,33 +1,40 @@
-//! The device thread: commands in, results and progress out.
+//! A device thread: commands in, results and progress out.
 //!
-//! Invariants: one thread owns the device and the loaded model; a job is answered exactly once; a failed load leaves the
-//! previous model in place; a panic drops the model, answers the job, and the thread goes on. Nothing above this file
+//! Invariants: one thread owns its device and the models loaded there; a job is answered exactly once; a failed load leaves the
+//! previous model in place; a panic drops the model, answers the job, and the thread goes on. The pictures of a job leave the
+//! thread as pixels: they are encoded and written by whoever waits for them while the next job runs. Nothing above this file
 //! touches a tensor.
 
 mod extras;
+mod start;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{oneshot, watch};
 
-use super::backend::{Backend, DeviceInfo};
+use super::backend::Backend;
 use super::checkpoint::Selection;
+use super::previews::PreviewSlot;
 use super::queue::Queue;
 use super::residents::{ModelLimits, Resident, Residents};
-use super::status::{CancelToken, LoadedModel, Running, Status};
+use super::routing::{Free, Needs, Routed};
+use super::status::{CancelToken, LoadedModel, Publisher, Running, Service};
 use super::{Error, ExtrasJob, Job, JobState, Outcome, PREVIEW_BATCHES};
 use crate::pipeline::{
     self, Control, Extras, GenerateRequest, Generated, Observer, Progress, Timings,
 };
 use crate::telemetry::metrics::{self, JobResult, StepClock};
 
-/// How long one look at a preview asks for further previews.
-const PREVIEW_INTEREST: Duration = Duration::from_secs(10);
+pub(super) use start::{Shared, spawn};
 
-/// Something for the device thread to do.
+/// Failures of a device in a row after which its worker rests.
+const FAULTS: u32 = 3;
+/// For how long it rests, if another worker serves meanwhile.
+const REST: Duration = Duration::from_mins(1);
+
+/// Something for a device thread to do.
 pub enum Command {
     /// Make pictures.
     Generate(Box<QueuedJob>),
@@ -35,8 +42,8 @@ pub enum Command {
     Extras(Box<QueuedExtras>),
     /// Make a checkpoint the loaded one.
     Load(Box<Selection>, oneshot::Sender<Result<LoadedModel, Error>>),
-    /// Drop the loaded checkpoint.
-    Unload(oneshot::Sender<()>),
+    /// Drop the checkpoints that this worker has loaded.
+    Unload(usize, oneshot::Sender<()>),
 }
 
 impl Command {
@@ -46,7 +53,18 @@ impl Command {
             Self::Generate(job) => job.answer(Err(Error::ShuttingDown)),
             Self::Extras(job) => job.answer(Err(Error::ShuttingDown)),
             Self::Load(_, reply) => drop(reply.send(Err(Error::ShuttingDown))),
-            Self::Unload(_) => {}
+            Self::Unload(..) => {}
+        }
+    }
+}
+
+impl Routed for Command {
+    fn needs(&self) -> Needs<'_> {
+        match self {
+            Self::Generate(job) => Needs::Checkpoint(&job.job.model),
+            Self::Load(selection, _) => Needs::Checkpoint(selection),
+            Self::Extras(_) => Needs::Nothing,
+            Self::Unload(worker, _) => Needs::Worker(*worker),
         }
     }
 }
@@ -78,128 +96,19 @@ impl<J, T> Queued<J, T> {
     }
 }
 
-/// A small picture of a running job's state.
-#[derive(Debug, Clone)]
-pub struct Preview {
-    /// Counts up with each new picture.
-    pub id: u64,
-    /// Pixels.
-    pub image: Arc<image::RgbImage>,
-}
-
-/// The latest preview, and whether anybody looks.
-#[derive(Debug, Default)]
-pub struct PreviewSlot(Mutex<PreviewState>);
-
-#[derive(Debug, Default)]
-struct PreviewState {
-    latest: Option<Preview>,
-    next: u64,
-    looked: Option<Instant>,
-    /// When the latest was made.
-    made: Option<Instant>,
-    /// Least time between two.
-    interval: Duration,
-}
-
-impl PreviewSlot {
-    /// The latest preview; asks for more of them for a while.
-    pub fn look(&self) -> Option<Preview> {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        state.looked = Some(Instant::now());
-        state.latest.clone()
-    }
-
-    /// Whether a preview is wanted and the one before is old enough.
-    pub(super) fn is_due(&self) -> bool {
-        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let rested = state.made.is_none_or(|at| at.elapsed() >= state.interval);
-        rested
-            && state
-                .looked
-                .is_some_and(|at| at.elapsed() < PREVIEW_INTEREST)
-    }
-
-    pub(super) fn limit(&self, interval: Duration) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .interval = interval;
-    }
-
-    pub(super) fn put(&self, image: image::RgbImage) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        state.next += 1;
-        state.made = Some(Instant::now());
-        state.latest = Some(Preview {
-            id: state.next,
-            image: Arc::new(image),
-        });
-    }
-
-    fn clear(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).latest = None;
-    }
-}
-
-/// What the device thread has in common with the handles.
-pub(super) struct Shared {
-    pub(super) status: watch::Sender<Status>,
-    pub(super) previews: Arc<PreviewSlot>,
-    pub(super) model_limits: Arc<Mutex<ModelLimits>>,
-}
-
-/// Starts the device thread and waits until its device is open.
-pub(super) fn spawn<B: Backend>(
-    queue: Arc<Queue<Command>>,
-    shared: Shared,
-    make: impl FnOnce() -> Result<B, Error> + Send + 'static,
-) -> Result<(JoinHandle<()>, DeviceInfo), Error> {
-    let (opened, answer) = std::sync::mpsc::channel();
-    let body = move || match make() {
-        Ok(backend) => {
-            let _ = opened.send(Ok(backend.device()));
-            let status = shared.status.clone();
-            Worker {
-                backend,
-                status: shared.status,
-                previews: shared.previews,
-                model_limits: shared.model_limits,
-                residents: Residents::default(),
-            }
-            .run(&queue);
-            status.send_modify(|status| {
-                status.loaded = None;
-                status.stopped = true;
-            });
-        }
-        Err(error) => drop(opened.send(Err(error))),
-    };
-    let failed = |reason: String| Error::Device {
-        device: "thread".into(),
-        reason,
-    };
-    let thread = std::thread::Builder::new()
-        .name("device".into())
-        .spawn(body)
-        .map_err(|error| failed(error.to_string()))?;
-    let device = answer
-        .recv()
-        .map_err(|_| failed("the device thread ended while opening the device".into()))??;
-    Ok((thread, device))
-}
-
 struct Worker<B: Backend> {
     backend: B,
-    status: watch::Sender<Status>,
+    status: Publisher,
     previews: Arc<PreviewSlot>,
     model_limits: Arc<Mutex<ModelLimits>>,
     residents: Residents<B::Model>,
+    /// Failures of the device since its last success.
+    faults: u32,
 }
 
 impl<B: Backend> Worker<B> {
     fn run(mut self, queue: &Queue<Command>) {
-        while let Some((command, permit)) = queue.pop() {
+        while let Some((command, permit)) = queue.pop(&self.free()) {
             match command {
                 Command::Generate(job) if job.reply.is_closed() => {
                     metrics::job_ended(JobResult::Abandoned);
@@ -218,12 +127,48 @@ impl<B: Backend> Worker<B> {
                     }
                     let _ = reply.send(result);
                 }
-                Command::Unload(reply) => {
+                Command::Unload(_, reply) => {
                     self.unload();
                     let _ = reply.send(());
                 }
             }
             drop(permit);
+        }
+    }
+
+    /// How the worker presents itself to the line.
+    fn free(&self) -> Free {
+        let is_resting = self.faults >= FAULTS;
+        self.status.modify_if(|worker| {
+            let service = if is_resting {
+                Service::Resting
+            } else {
+                Service::Open
+            };
+            std::mem::replace(&mut worker.service, service) != service
+        });
+        Free {
+            worker: self.status.number(),
+            holds: self.residents.selections().cloned().collect(),
+            rests: is_resting.then(|| Instant::now() + REST),
+        }
+    }
+
+    /// Counts failures that may be the device's, not the job's.
+    fn note_fault<T>(&mut self, result: &Result<T, Error>) {
+        match result {
+            Ok(_) => self.faults = 0,
+            Err(error) if error.may_be_the_device() => self.faults += 1,
+            Err(_) => {}
+        }
+        if self.faults >= FAULTS {
+            let device = self.backend.device().device;
+            tracing::error!(
+                device,
+                failures = self.faults,
+                rest_seconds = REST.as_secs(),
+                "the device keeps failing: other devices, if any, go first"
+            );
         }
     }
 
@@ -234,13 +179,14 @@ impl<B: Backend> Worker<B> {
         let request = &queued.job.request;
         let running = Running {
             id: queued.job.id.clone(),
+            client: queued.job.client.clone(),
             kind: queued.job.kind,
             started,
             cancel: queued.cancel.clone(),
         };
         self.previews.clear();
         self.status
-            .send_modify(|status| status.begin(running, request.batch_count, request.steps));
+            .begin(running, request.batch_count, request.steps);
         let first = Progress {
             step: 0,
             steps: request.steps,
@@ -250,7 +196,8 @@ impl<B: Backend> Worker<B> {
         queued.state.send_replace(JobState::Running(first));
 
         let result = self.generate(&queued);
-        self.status.send_modify(Status::end);
+        self.note_fault(&result);
+        self.status.end(self.backend.free_memory());
         self.previews.clear();
         let interrupted = result.as_ref().map(|made| made.generated.interrupted);
         metrics::job_ended(JobResult::of(interrupted.ok()));
@@ -303,8 +250,10 @@ impl<B: Backend> Worker<B> {
                 return Err(Error::Panicked(panic_text(panic.as_ref())));
             }
         };
-        let job_timestamp = self.status.borrow().job_timestamp.clone();
-        let finished_batches = match (generated.interrupted, self.status.borrow().progress) {
+        let (job_timestamp, progress) = self
+            .status
+            .read(|worker| (worker.job_timestamp.clone(), worker.progress));
+        let finished_batches = match (generated.interrupted, progress) {
             (false, _) => request.batch_count,
             // The last report is of the last step that was taken, which may have been a batch's own last.
             (true, at) => at.batch + usize::from(at.steps > 0 && at.step >= at.steps),
@@ -312,6 +261,7 @@ impl<B: Backend> Worker<B> {
         Ok(Outcome {
             generated,
             model: info,
+            device: self.backend.device().device,
             job_timestamp,
             finished_batches,
             load_seconds,
@@ -339,14 +289,14 @@ impl<B: Backend> Worker<B> {
             .make_room(bytes, limits.bytes, || backend.free_memory());
         let started = Instant::now();
         self.status
-            .send_modify(|status| status.loading = Some(selection.title.clone()));
+            .modify(|worker| worker.loading = Some(selection.title.clone()));
         let backend = &mut self.backend;
         let result = catch_unwind(AssertUnwindSafe(|| backend.load(selection)));
         let result = match result {
             Ok(result) => result.map_err(Error::from),
             Err(panic) => Err(Error::Panicked(panic_text(panic.as_ref()))),
         };
-        self.status.send_modify(|status| status.loading = None);
+        self.status.modify(|worker| worker.loading = None);
         let model = match result {
             Ok(model) => model,
             Err(error) => {
@@ -373,9 +323,9 @@ impl<B: Backend> Worker<B> {
     fn note_current(&mut self) -> Option<LoadedModel> {
         let current = self.residents.current_mut();
         let info = current.map(|resident| resident.info.clone());
-        self.status.send_if_modified(|status| {
-            let changed = status.loaded != info;
-            status.loaded.clone_from(&info);
+        self.status.modify_if(|worker| {
+            let changed = worker.loaded != info;
+            worker.loaded.clone_from(&info);
             changed
         });
         info
@@ -407,14 +357,14 @@ impl<B: Backend> Worker<B> {
     /// Lets go of a model that is not to be trusted any more.
     fn drop_current(&mut self) {
         self.residents.drop_current();
-        self.status.send_modify(|status| status.loaded = None);
+        self.status.modify(|worker| worker.loaded = None);
     }
 
     fn unload(&mut self) {
         self.residents.clear();
         self.backend.unload_upscaler();
         crate::trim_memory();
-        self.status.send_modify(|status| status.loaded = None);
+        self.status.modify(|worker| worker.loaded = None);
     }
 }
 
@@ -451,7 +401,7 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
 
 /// Publishes a job's progress and passes on what its watchers want.
 struct JobObserver<'a> {
-    status: &'a watch::Sender<Status>,
+    status: &'a Publisher,
     state: &'a watch::Sender<JobState>,
     cancel: &'a CancelToken,
     previews: &'a PreviewSlot,
@@ -467,11 +417,11 @@ impl Observer for JobObserver<'_> {
     fn progress(&self, progress: Progress) {
         self.clock.at(progress.step);
         self.state.send_replace(JobState::Running(progress));
-        self.status.send_modify(|status| status.progress = progress);
+        self.status.modify(|worker| worker.progress = progress);
     }
 
     fn wants_preview(&self) -> bool {
-        let step = self.status.borrow().progress.step;
+        let step = self.status.read(|worker| worker.progress.step);
         !matches!(self.preview_every, 0 | PREVIEW_BATCHES)
             && step.is_multiple_of(self.preview_every)
             && self.previews.is_due()

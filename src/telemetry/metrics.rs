@@ -208,17 +208,34 @@ pub fn http_answered(method: &str, route: &str, status: u16, took: Duration) {
 const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
 
 /// What is so at the moment of asking.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Gauges {
     /// Jobs in line.
     pub queue_length: usize,
     /// Bytes in use on the device, if it can be told.
     pub device_memory_bytes: Option<u64>,
+    /// Each device by itself.
+    pub devices: Vec<DeviceGauges>,
+}
+
+/// One device at the moment of asking.
+#[derive(Debug, Clone, Default)]
+pub struct DeviceGauges {
+    /// `cpu` or `cuda:N`.
+    pub device: String,
+    /// A job runs on it.
+    pub is_running: bool,
+    /// It takes jobs.
+    pub is_in_service: bool,
+    /// Jobs that have ended on it.
+    pub ended: u64,
+    /// Bytes that could be allocated when the last of them ended, if it can be told.
+    pub free_memory_bytes: Option<u64>,
 }
 
 /// All metrics as Prometheus text.
 #[must_use]
-pub fn render(gauges: Gauges) -> String {
+pub fn render(gauges: &Gauges) -> String {
     let mut out = String::with_capacity(16 << 10);
     head(&mut out, metric::JOBS_TOTAL, "counter", "Jobs ended.");
     for ((_, result), counter) in RESULTS.iter().zip(&JOBS) {
@@ -253,6 +270,7 @@ pub fn render(gauges: Gauges) -> String {
             bytes,
         );
     }
+    devices(&mut out, &gauges.devices);
     if let Some(bytes) = super::resident_memory_bytes() {
         gauge(
             &mut out,
@@ -264,6 +282,45 @@ pub fn render(gauges: Gauges) -> String {
     sent(&mut out);
     http(&mut out);
     out
+}
+
+/// What each device does.
+fn devices(out: &mut String, devices: &[DeviceGauges]) {
+    type Value = fn(&DeviceGauges) -> Option<u64>;
+    let families: [(&str, &str, &str, Value); 4] = [
+        (
+            metric::DEVICE_JOBS_TOTAL,
+            "counter",
+            "Jobs ended on a device.",
+            |one| Some(one.ended),
+        ),
+        (
+            metric::DEVICE_RUNNING,
+            "gauge",
+            "Whether a device runs a job.",
+            |one| Some(one.is_running.into()),
+        ),
+        (
+            metric::DEVICE_IN_SERVICE,
+            "gauge",
+            "Whether a device takes jobs.",
+            |one| Some(one.is_in_service.into()),
+        ),
+        (
+            metric::DEVICE_FREE_MEMORY_BYTES,
+            "gauge",
+            "Bytes free on a device after its last job.",
+            |one| one.free_memory_bytes,
+        ),
+    ];
+    for (name, kind, help, value) in families {
+        head(out, name, kind, help);
+        for one in devices {
+            if let Some(value) = value(one) {
+                line(out, &format!("{name}{{device=\"{}\"}}", one.device), value);
+            }
+        }
+    }
 }
 
 /// Previews and webhooks.
@@ -346,10 +403,32 @@ mod tests {
     fn methods_that_nobody_knows_share_a_label() {
         http_answered("BREW", "/test/other", 405, Duration::ZERO);
         http_answered("GRIND", "/test/other", 405, Duration::ZERO);
-        let text = render(Gauges::default());
+        let text = render(&Gauges::default());
         let expected =
             "sdgen_http_requests_total{method=\"OTHER\",route=\"/test/other\",status=\"405\"} 2";
         assert!(text.contains(expected), "{text}");
         assert!(!text.contains("sdgen_device_memory_bytes"));
+    }
+    #[test]
+    fn each_device_has_its_own_series() {
+        let device = |device: &str, ended| DeviceGauges {
+            device: device.into(),
+            ended,
+            is_in_service: true,
+            ..DeviceGauges::default()
+        };
+        let text = render(&Gauges {
+            devices: vec![device("cuda:0", 3), device("cuda:1", 4)],
+            ..Gauges::default()
+        });
+        for line in [
+            "sdgen_device_jobs_total{device=\"cuda:0\"} 3",
+            "sdgen_device_jobs_total{device=\"cuda:1\"} 4",
+            "sdgen_device_running{device=\"cuda:1\"} 0",
+            "sdgen_device_in_service{device=\"cuda:0\"} 1",
+        ] {
+            assert!(text.contains(&format!("{line}\n")), "{line}: {text}");
+        }
+        assert!(!text.contains("sdgen_device_free_memory_bytes{"));
     }
 }

@@ -42,7 +42,7 @@ pub(super) fn components(limits: &Limits) -> Map<String, Value> {
     put(
         "Job",
         object(
-            "id:s type:s client:s state:s title:s position:i? progress:o? eta_seconds:n? attempts:i \
+            "id:s type:s client:s state:s title:s position:i? progress:o? eta_seconds:n? device:s? attempts:i \
         created:i started:i? finished:i? result:o? error:s? links:o",
         ),
     );

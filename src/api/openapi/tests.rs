@@ -24,9 +24,8 @@ fn app(directory: &std::path::Path) -> Arc<App> {
     };
     config.model.load_at_start = false;
     config.server.server_stop = true;
-    let device = config.device.clone();
-    let make = move || PipelineBackend::open(&device);
-    let engine = Engine::start(Catalog::open(&config), 4, make).unwrap();
+    let devices = PipelineBackend::on_each(&config.device).unwrap();
+    let engine = Engine::start(Catalog::open(&config), 4, devices).unwrap();
     let options = OptionStore::open(config.settings_file()).unwrap();
     let history = History::open(&directory.join("jobs.sqlite")).unwrap();
     App::new(engine, options, config, history, CancellationToken::new())

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::{JobObserver, QueuedExtras, Worker, panic_text};
 use crate::engine::backend::Backend;
-use crate::engine::status::{Running, Status};
+use crate::engine::status::Running;
 use crate::engine::{Error, JobState};
 use crate::pipeline::{Extras, Progress};
 use crate::telemetry::metrics::{self, JobResult, StepClock};
@@ -17,6 +17,7 @@ impl<B: Backend> Worker<B> {
         let started = Instant::now();
         let running = Running {
             id: queued.job.id.clone(),
+            client: queued.job.client.clone(),
             kind: "extras",
             started,
             cancel: queued.cancel.clone(),
@@ -28,11 +29,11 @@ impl<B: Backend> Worker<B> {
             batches: queued.job.request.pictures.len(),
         };
         self.previews.clear();
-        self.status
-            .send_modify(|status| status.begin(running, first.batches, first.steps));
+        self.status.begin(running, first.batches, first.steps);
         queued.state.send_replace(JobState::Running(first));
         let result = self.upscale(&queued);
-        self.status.send_modify(Status::end);
+        self.note_fault(&result);
+        self.status.end(self.backend.free_memory());
         let interrupted = result.as_ref().map(|extras| extras.interrupted);
         metrics::job_ended(JobResult::of(interrupted.ok()));
         let seconds = started.elapsed().as_secs_f64();

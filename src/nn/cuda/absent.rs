@@ -55,6 +55,10 @@ pub(super) fn open(ordinal: usize, _: KernelChoice) -> Result<Device> {
     Device::new_cuda(ordinal)
 }
 
+pub(super) fn total_memory(_: &CudaDevice) -> Option<u64> {
+    None
+}
+
 pub(super) fn free_memory(_: &CudaDevice) -> Option<u64> {
     None
 }

@@ -79,6 +79,12 @@ fn pool_bytes(pool: sys::CUmemoryPool, attribute: CUmemPool_attribute) -> u64 {
     status.result().map_or(0, |()| bytes)
 }
 
+/// Bytes that the card has.
+pub(super) fn total_memory(device: &CudaDevice) -> Option<u64> {
+    let (_, total) = device.cuda_stream().context().mem_get_info().ok()?;
+    Some(total as u64)
+}
+
 /// Bytes that may be allocated: what the card has left and what the pool keeps for us.
 pub(super) fn free_memory(device: &CudaDevice) -> Option<u64> {
     let (free, _) = device.cuda_stream().context().mem_get_info().ok()?;

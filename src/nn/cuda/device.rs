@@ -8,10 +8,12 @@ use super::absent as card;
 use super::card;
 use super::choice::KernelChoice;
 
-/// Why no card can be used; `None` if one can.
-#[must_use]
-pub fn unavailable() -> Option<String> {
-    card::count().err()
+/// The number of cards, at least 1.
+///
+/// # Errors
+/// Why none can be used.
+pub fn count() -> Result<usize, String> {
+    card::count()
 }
 
 /// Opens a card.
@@ -19,7 +21,7 @@ pub fn unavailable() -> Option<String> {
 /// # Errors
 /// Says what is missing.
 pub fn open(ordinal: usize, choice: KernelChoice) -> Result<Device, String> {
-    let count = card::count()?;
+    let count = count()?;
     if ordinal >= count {
         return Err(format!(
             "this machine has {count} CUDA device{}, counted from 0",
@@ -34,6 +36,15 @@ pub fn open(ordinal: usize, choice: KernelChoice) -> Result<Device, String> {
 pub fn free_memory(device: &Device) -> Option<u64> {
     match device {
         Device::Cuda(device) => card::free_memory(device),
+        _ => None,
+    }
+}
+
+/// Bytes that a card has; `None` for other devices and where the driver does not say.
+#[must_use]
+pub fn total_memory(device: &Device) -> Option<u64> {
+    match device {
+        Device::Cuda(device) => card::total_memory(device),
         _ => None,
     }
 }
@@ -64,12 +75,13 @@ mod tests {
 
     #[test]
     fn a_machine_without_a_driver_says_so_instead_of_panicking() {
-        if let Some(why) = unavailable() {
+        if let Err(why) = count() {
             assert_eq!(open(0, KernelChoice::Auto).unwrap_err(), why);
             let known = ["no CUDA support", "driver", "lib"];
             assert!(known.iter().any(|word| why.contains(word)), "{why}");
         }
         assert_eq!(free_memory(&Device::Cpu), None);
+        assert_eq!(total_memory(&Device::Cpu), None);
     }
 
     #[test]
