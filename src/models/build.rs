@@ -53,10 +53,10 @@ impl<'a> Build<'a> {
         bias: Bias,
         then: Then,
     ) -> Result<Linear, Error> {
-        self.fused(&[name], [outputs, inputs], bias, then)
+        self.stacked(&[(name, outputs)], inputs, bias, then)
     }
 
-    /// Several linear layers of the same input as one product, outputs side by side.
+    /// Several linear layers of the same sizes and input as one product, outputs side by side.
     pub(super) fn fused(
         &self,
         names: &[&str],
@@ -64,10 +64,24 @@ impl<'a> Build<'a> {
         bias: Bias,
         then: Then,
     ) -> Result<Linear, Error> {
+        let layers: Vec<_> = names.iter().map(|name| (*name, outputs)).collect();
+        self.stacked(&layers, inputs, bias, then)
+    }
+
+    /// Linear layers, each with its number of outputs, of the same input as one product, outputs side by side.
+    pub(super) fn stacked(
+        &self,
+        layers: &[(&str, usize)],
+        inputs: usize,
+        bias: Bias,
+        then: Then,
+    ) -> Result<Linear, Error> {
         let (mut weight, mut shift, mut origins) = (Vec::new(), Vec::new(), Vec::new());
-        for (i, name) in names.iter().enumerate() {
+        let mut rows = 0;
+        for &(name, outputs) in layers {
             let key = format!("{name}.weight");
-            origins.extend(self.origin(&key, i * outputs, outputs));
+            origins.extend(self.origin(&key, rows, outputs));
+            rows += outputs;
             let as_convolution = self.tensors.shape(&key)?.len() == 4;
             let shape: &[usize] = if as_convolution {
                 &[outputs, inputs, 1, 1]
@@ -83,10 +97,7 @@ impl<'a> Build<'a> {
             }
         }
         let shift = (bias == Bias::With).then_some(shift.as_slice());
-        Ok(
-            Linear::new(self.place, &weight, outputs * names.len(), shift, then)?
-                .made_from(origins),
-        )
+        Ok(Linear::new(self.place, &weight, rows, shift, then)?.made_from(origins))
     }
 
     /// What a layer remembers of the tensor behind some of its rows.

@@ -182,7 +182,7 @@ fn convolution_equals_the_composed_one_for_every_window() {
                 let mut got = vec![f32::NAN; b * pixels * cout];
                 let epilogue = Epilogue {
                     bias: Some(&bias),
-                    row_bias: Some(&shift),
+                    row_bias: Some((&shift, cout)),
                     rows_per_batch: pixels,
                     ..Epilogue::default()
                 };
@@ -224,7 +224,7 @@ fn norms_equal_the_composed_ones_even_with_a_large_mean() {
                 eps: 1e-5,
                 silu: true,
             };
-            norm::group_norm(isa, &x, &w, &bias, groups, &mut got);
+            norm::group_norm(isa, &[(&x, c)], &w, &bias, groups, &mut got);
             let want = reference::group_norm(&tensor(&x, &[b, pixels, c]), &tw, &tb, 32, 1e-5)
                 .expect("composed");
             let want = reference::activate(&want, Activation::Silu).expect("silu");

@@ -109,7 +109,7 @@ fn linear<E: Tested>(isa: Isa, p: Product) -> Vec<E> {
     let epilogue = Epilogue {
         bias: part(1).then_some(bias.as_slice()),
         residual: part(2).then_some(residual.as_slice()),
-        row_bias: (part(4) && p.m.is_multiple_of(2)).then_some(shift.as_slice()),
+        row_bias: (part(4) && p.m.is_multiple_of(2)).then_some((shift.as_slice(), outputs)),
         rows_per_batch: 2,
         activation: p.activation,
         slopes: part(8).then_some(slopes.as_slice()),
@@ -181,7 +181,7 @@ fn norms<E: Tested>(isa: Isa, g: Groups) -> Vec<E> {
     let mut out = vec![E::from_f32(f32::NAN); 3 * x.len()];
     let (groups, rest) = out.split_at_mut(x.len());
     let (layers, strips) = rest.split_at_mut(x.len());
-    group_norm(isa, &x, &weight, &bias, g, groups);
+    group_norm(isa, &[(&x, g.channels)], &weight, &bias, g, groups);
     layer_norm(isa, &x, &weight, &bias, 1e-5, layers);
     let sums = channel_sums(isa, &x, &vec![2.0; g.channels]);
     let mean = sums[..g.channels]

@@ -10,7 +10,7 @@ use crate::nn::layers::GroupNorm;
 
 type Answer = Option<Result<Tensor>>;
 
-pub(in crate::nn) fn linear(_: &Tensor, _: &Tensor, _: &Epilogue<'_>) -> Answer {
+pub(in crate::nn) fn linear(_: &[&Tensor], _: &Tensor, _: &Epilogue<'_>) -> Answer {
     None
 }
 
@@ -23,7 +23,7 @@ pub(in crate::nn) fn conv2d(
     None
 }
 
-pub(in crate::nn) fn group_norm(_: &Tensor, _: &GroupNorm) -> Answer {
+pub(in crate::nn) fn group_norm(_: &[&Tensor], _: &GroupNorm) -> Answer {
     None
 }
 

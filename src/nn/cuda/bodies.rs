@@ -13,10 +13,10 @@ use crate::nn::layers::GroupNorm;
 
 type Answer = Option<Result<Tensor>>;
 
-/// `x` `[..., k]`, `weight` `[n, k]`.
-pub(in crate::nn) fn linear(x: &Tensor, weight: &Tensor, epilogue: &Epilogue<'_>) -> Answer {
-    let (device, kind) = taken(x)?;
-    let call = Linear::new(kind, x, weight, epilogue);
+/// Rows `[..., c]` side by side, `weight` `[n, sum of c]`.
+pub(in crate::nn) fn linear(parts: &[&Tensor], weight: &Tensor, epilogue: &Epilogue<'_>) -> Answer {
+    let (device, kind) = taken(parts.first()?)?;
+    let call = Linear::new(kind, parts, weight, epilogue);
     Some(call.and_then(|call| engine::with(device, |engine| call.run(engine))))
 }
 
@@ -33,10 +33,10 @@ pub(in crate::nn) fn conv2d(
     Some(call.and_then(|call| engine::with(device, |engine| call.run(engine))))
 }
 
-pub(in crate::nn) fn group_norm(x: &Tensor, norm: &GroupNorm) -> Answer {
-    let (device, kind) = taken(x)?;
+pub(in crate::nn) fn group_norm(parts: &[&Tensor], norm: &GroupNorm) -> Answer {
+    let (device, kind) = taken(parts.first()?)?;
     Some(engine::with(device, |engine| {
-        norm::group(engine, kind, x, norm)
+        norm::group(engine, kind, parts, norm)
     }))
 }
 
