@@ -2,7 +2,7 @@
 //! it does not fit.
 
 use crate::nn::{Conv2d, GroupNorm, LayerNorm, Linear, Origin, Placement, Sampling, Then};
-use crate::weights::{Error, Source, Tensors};
+use crate::weights::{Error, Held, Source, Tensors};
 
 /// Tensors below a prefix, and where the layers made of them live.
 #[derive(Clone)]
@@ -76,7 +76,7 @@ impl<'a> Build<'a> {
         bias: Bias,
         then: Then,
     ) -> Result<Linear, Error> {
-        let (mut weight, mut shift, mut origins) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut held, mut shift, mut origins) = (Vec::new(), Vec::new(), Vec::new());
         let mut rows = 0;
         for &(name, outputs) in layers {
             let key = format!("{name}.weight");
@@ -88,16 +88,14 @@ impl<'a> Build<'a> {
             } else {
                 &[outputs, inputs]
             };
-            append(&mut weight, self.tensors.read(&key, shape)?);
+            held.push(self.tensors.hold(&key, shape)?);
             if bias == Bias::With {
-                append(
-                    &mut shift,
-                    self.tensors.read(&format!("{name}.bias"), &[outputs])?,
-                );
+                shift.extend(self.tensors.read(&format!("{name}.bias"), &[outputs])?);
             }
         }
+        let pieces: Vec<_> = held.iter().map(Held::values).collect();
         let shift = (bias == Bias::With).then_some(shift.as_slice());
-        Ok(Linear::new(self.place, &weight, rows, shift, then)?.made_from(origins))
+        Ok(Linear::stacked(self.place, &pieces, rows, shift, then)?.made_from(origins))
     }
 
     /// What a layer remembers of the tensor behind some of its rows.
@@ -127,16 +125,16 @@ impl<'a> Build<'a> {
     ) -> Result<Conv2d, Error> {
         let weight_key = format!("{name}.weight");
         let shape = [outputs, inputs, kernel, kernel];
-        let weight = self.tensors.read(&weight_key, &shape)?;
+        let weight = self.tensors.hold(&weight_key, &shape)?;
         let key = format!("{name}.bias");
         let bias = if self.has(&key) {
             Some(self.tensors.read(&key, &[outputs])?)
         } else {
             None
         };
-        Ok(Conv2d::new(
+        Ok(Conv2d::stored(
             self.place,
-            &weight,
+            weight.values(),
             [outputs, inputs, kernel],
             bias.as_deref(),
             sampling,
@@ -181,15 +179,6 @@ impl<'a> Build<'a> {
             ));
         }
         Ok(channels / head_dim)
-    }
-}
-
-/// The first vector moves, so that a single tensor is never copied.
-fn append(to: &mut Vec<f32>, mut values: Vec<f32>) {
-    if to.is_empty() {
-        *to = values;
-    } else {
-        to.append(&mut values);
     }
 }
 

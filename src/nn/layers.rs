@@ -13,6 +13,7 @@ use super::cpu::packed::{Columns, Packed, Precision};
 use super::cuda::{self, Epilogue, Second};
 use super::dense::joined;
 use super::rewrite::Origin;
+use super::stored::Stored;
 use super::weight::Weight;
 use super::window::Sampling;
 use super::{kernels, reference};
@@ -95,13 +96,28 @@ impl Linear {
         bias: Option<&[f32]>,
         then: Then,
     ) -> Result<Self> {
+        Self::stacked(place, &[weight.into()], outputs, bias, then)
+    }
+
+    /// [`Self::new`] from rows in several pieces, as they are stored.
+    ///
+    /// # Errors
+    /// When a piece does not hold whole rows, or the device refuses the tensor.
+    pub fn stacked(
+        place: &Placement,
+        pieces: &[Stored<'_>],
+        outputs: usize,
+        bias: Option<&[f32]>,
+        then: Then,
+    ) -> Result<Self> {
         let columns = if then == Then::Geglu {
             Columns::Geglu
         } else {
             Columns::Plain
         };
-        let layout = (columns, weight.len() / outputs.max(1));
-        let weight = Weight::new(place, weight, outputs, bias, layout, |k| k)?;
+        let len: usize = pieces.iter().map(Stored::len).sum();
+        let layout = (columns, len / outputs.max(1));
+        let weight = Weight::new(place, pieces, outputs, bias, layout)?;
         let origins = Vec::new();
         Ok(Self {
             weight,
@@ -206,10 +222,28 @@ impl Conv2d {
         bias: Option<&[f32]>,
         sampling: Sampling,
     ) -> Result<Self> {
-        let taps = kernel * kernel;
-        let index = Self::tap_major(inputs, taps);
+        Self::stored(
+            place,
+            weight.into(),
+            [outputs, inputs, kernel],
+            bias,
+            sampling,
+        )
+    }
+
+    /// [`Self::new`] from values as they are stored.
+    ///
+    /// # Errors
+    /// When the device refuses the tensor.
+    pub fn stored(
+        place: &Placement,
+        weight: Stored<'_>,
+        [outputs, inputs, kernel]: [usize; 3],
+        bias: Option<&[f32]>,
+        sampling: Sampling,
+    ) -> Result<Self> {
         let layout = (Columns::Plain, inputs);
-        let weight = Weight::new(place, weight, outputs, bias, layout, index)?;
+        let weight = Weight::new(place, &[weight], outputs, bias, layout)?;
         Ok(Self {
             weight,
             kernel,
@@ -224,11 +258,6 @@ impl Conv2d {
             },
             origins: Vec::new(),
         })
-    }
-
-    /// Where the `k`-th packed value lies in a stored row: channel-major there, while the kernel reads tap by tap.
-    pub(super) fn tap_major(inputs: usize, taps: usize) -> impl Fn(usize) -> usize + Sync {
-        move |k| k % inputs * taps + k / inputs
     }
 
     /// Applies `activation` to the output.

@@ -80,7 +80,7 @@ fn linear_equals_the_composed_product_on_every_isa() {
                 random(n, 3),
                 random(m * n, 4),
             );
-            let packed = Packed::new(isa, &w, n, layout(Columns::Plain, k), |k| k);
+            let packed = Packed::new(isa, &w, n, layout(Columns::Plain, k));
             let mut got = vec![f32::NAN; m * n];
             let epilogue = Epilogue {
                 bias: Some(&b),
@@ -113,7 +113,7 @@ fn geglu_epilogue_equals_the_composed_halves() {
     for isa in Isa::available() {
         for (m, k, n) in [(5, 9, 2), (20, 64, 96), (33, 40, 100)] {
             let (x, w, b) = (random(m * k, 5), random(n * k, 6), random(n, 7));
-            let packed = Packed::new(isa, &w, n, layout(Columns::Geglu, k), |k| k);
+            let packed = Packed::new(isa, &w, n, layout(Columns::Geglu, k));
             let mut got = vec![f32::NAN; m * n / 2];
             gemm(
                 Rows::Matrix(&x),
@@ -175,9 +175,7 @@ fn convolution_equals_the_composed_one_for_every_window() {
                     upsample: sampling.upsample,
                     circular,
                 };
-                let packed = Packed::new(isa, &k, cout, layout(Columns::Plain, cin), |i| {
-                    i % cin * 9 + i / cin
-                });
+                let packed = Packed::new(isa, &k, cout, layout(Columns::Plain, cin));
                 let pixels = reach(h) * reach(w);
                 let mut got = vec![f32::NAN; b * pixels * cout];
                 let epilogue = Epilogue {
@@ -382,8 +380,7 @@ fn a_convolution_of_parts_equals_one_of_the_joined_picture_on_every_isa() {
                 .collect();
             let (weight, bias) = (random(n * c * 9, 2), random(n, 3));
             let (slopes, residual) = (random(n, 4), random(h * w * n, 5));
-            let index = Conv2d::tap_major(c, 9);
-            let packed = Packed::new(isa, &weight, n, layout(Columns::Plain, c), index);
+            let packed = Packed::new(isa, &weight, n, layout(Columns::Plain, c));
             let window = Window {
                 batch: 1,
                 height: h,

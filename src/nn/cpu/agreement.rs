@@ -95,7 +95,7 @@ fn linear<E: Tested>(isa: Isa, p: Product) -> Vec<E> {
         columns,
         run: p.k,
     };
-    let packed = Packed::new(isa, &weight, p.n, layout, |k| k);
+    let packed = Packed::new(isa, &weight, p.n, layout);
     let (x, bias, slopes) = (
         random::<E>(p.m * p.k, 1),
         random::<f32>(p.n, 3),
@@ -137,8 +137,7 @@ fn convolution<E: Tested>(isa: Isa, widths: &[usize], n: usize, window: Window) 
         columns: Columns::Plain,
         run: c,
     };
-    let index = |k: usize| k % c * taps + k / c;
-    let packed = Packed::new(isa, &weight, n, layout, index);
+    let packed = Packed::new(isa, &weight, n, layout);
     let rows = match slices[..] {
         [(x, _)] => Rows::Picture(x, window),
         _ => Rows::Pictures(&slices, window),

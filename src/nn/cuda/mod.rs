@@ -44,6 +44,8 @@ mod norm;
 mod operand;
 #[cfg(any(feature = "cuda", test))]
 mod select;
+#[cfg(feature = "cuda")]
+mod upload;
 
 #[cfg(not(feature = "cuda"))]
 use absent as bodies;
@@ -51,7 +53,7 @@ use absent as bodies;
 pub use absent::Replay;
 pub(super) use bodies::{
     combine, concat_channels, conv2d, cross_attention, group_norm, layer_norm, linear,
-    self_attention,
+    self_attention, upload,
 };
 pub use choice::KernelChoice;
 #[cfg(feature = "cuda")]
