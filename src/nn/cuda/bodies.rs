@@ -7,7 +7,7 @@ use super::convolution::Call as Convolution;
 use super::geometry::Kind;
 use super::linear::Call as Linear;
 use super::operand::taken;
-use super::{Epilogue, elementwise, engine, norm, upload};
+use super::{Epilogue, elementwise, engine, norm, staging};
 use crate::nn::attention::Mask;
 use crate::nn::cpu::rows::Window;
 use crate::nn::layers::{GroupNorm, Placement};
@@ -65,11 +65,11 @@ pub(in crate::nn) fn upload(
     let (Device::Cuda(device), Some(kind)) = (&place.device, Kind::of(place.dtype)) else {
         return None;
     };
-    if shape.contains(&0) || shape[1] * kind.bytes() > upload::PIECE {
+    if shape.contains(&0) || shape[1] * kind.bytes() > staging::PIECE {
         return None;
     }
     Some(engine::with(device, |engine| {
-        upload::tensor(engine, kind, shape, fill)
+        staging::tensor(engine, kind, shape, fill)
     }))
 }
 

@@ -24,7 +24,7 @@ use super::geometry::{AttentionShape, Grid, Kind};
 use super::lt::Lt;
 use super::operand::{Operand, uninitialised};
 use super::select::{self, Contest, Trial};
-use super::upload::Staging;
+use super::staging::Staging;
 use super::{attention, convolution, linear};
 
 /// Our kernels, file by file: name and fat binary.
