@@ -29,6 +29,10 @@ enum Seen {
 
 /// [`Seen`] in a card's memory, where nothing waits for it.
 #[derive(Debug, Clone)]
+#[cfg_attr(
+    not(feature = "cuda"),
+    allow(dead_code, reason = "only a card adds to it")
+)]
 pub(super) struct DeviceSums {
     /// `[channels]`, f32.
     pub(super) origin: Tensor,
