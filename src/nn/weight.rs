@@ -61,14 +61,8 @@ impl Weight {
                 columns,
                 run,
             };
-            let mut weight = Packed::zeros(Isa::chosen(), [outputs, inputs], layout);
-            let mut row = 0;
-            for part in parts {
-                weight.replace_rows(row, *part);
-                row += part.len() / inputs;
-            }
             return Ok(Self::Packed {
-                weight,
+                weight: packed(parts, [outputs, inputs], layout),
                 bias: bias.map(<[f32]>::to_vec),
             });
         }
@@ -208,6 +202,17 @@ fn check(first_row: usize, len: usize, rows: usize, row: usize) -> Result<()> {
         candle_core::bail!("{len} values from row {first_row} on do not fit {rows} rows of {row}");
     }
     Ok(())
+}
+
+/// The rows of `parts`, one below the other.
+fn packed(parts: &[Stored<'_>], [outputs, inputs]: [usize; 2], layout: Layout) -> Packed {
+    let mut weight = Packed::zeros(Isa::chosen(), [outputs, inputs], layout);
+    let mut row = 0;
+    for part in parts {
+        weight.replace_rows(row, *part);
+        row += part.len() / inputs;
+    }
+    weight
 }
 
 /// Rows of `len` values, channel by channel, as rows tap by tap.

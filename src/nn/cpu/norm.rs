@@ -53,12 +53,7 @@ pub(crate) fn group_norm<E: Element>(
     };
 
     // What is summed is the difference to the image's first pixel.
-    let mut origins = Vec::with_capacity(g.batch * c);
-    for image in 0..g.batch {
-        for (x, n) in parts {
-            origins.extend(x[image * g.pixels * n..][..*n].iter().map(|x| x.to_f32()));
-        }
-    }
+    let origins = first_pixels(parts, g);
     let mut sums = vec![0f64; g.batch * tasks * 2 * c];
     let shared = Shared::new(&mut sums);
     for_each_task(g.batch * tasks, values, |t| {
@@ -105,6 +100,17 @@ pub(crate) fn group_norm<E: Element>(
             at += n;
         }
     });
+}
+
+/// The first pixel of each image, all parts.
+fn first_pixels<E: Element>(parts: &[Part<'_, E>], g: Groups) -> Vec<f32> {
+    let mut pixels = Vec::with_capacity(g.batch * g.channels);
+    for image in 0..g.batch {
+        for (x, n) in parts {
+            pixels.extend(x[image * g.pixels * n..][..*n].iter().map(|x| x.to_f32()));
+        }
+    }
+    pixels
 }
 
 /// Panics unless all sizes belong together.
