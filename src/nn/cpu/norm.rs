@@ -74,11 +74,9 @@ pub(crate) fn group_norm<E: Element>(
     });
 
     let mut affine = vec![0f32; g.batch * 2 * c];
-    let images = sums
-        .chunks_exact(tasks * 2 * c)
-        .zip(origins.chunks_exact(c));
-    for ((sums, origin), affine) in images.zip(affine.chunks_exact_mut(2 * c)) {
-        affine_of_image(sums, origin, weight, g, affine);
+    for (image, affine) in affine.chunks_exact_mut(2 * c).enumerate() {
+        let sums = &sums[image * tasks * 2 * c..][..tasks * 2 * c];
+        affine_of_image(sums, &origins[image * c..][..c], weight, g, affine);
     }
 
     let shared = Shared::new(out);
