@@ -31,7 +31,7 @@ struct GemmShape {
     int rows_per_image;
     int activation;
     int geglu;
-    int reserved;
+    int shift_stride;
 };
 
 template <typename T>
@@ -238,7 +238,8 @@ __device__ inline void finish_outputs(float (&v)[W], int row, int column, int co
     const int valid = columns - column;
     float w[W];
     if (o.shift) {
-        load_tail<W>(o.shift + static_cast<size_t>(row / shape.rows_per_image) * columns + column, whole, valid, w);
+        const size_t image = static_cast<size_t>(row / shape.rows_per_image);
+        load_tail<W>(o.shift + image * shape.shift_stride + column, whole && shape.shift_stride % W == 0, valid, w);
 #pragma unroll
         for (int i = 0; i < W; ++i) v[i] += w[i];
     }

@@ -2,7 +2,7 @@
 //! it does not fit.
 
 use crate::nn::{Conv2d, GroupNorm, LayerNorm, Linear, Origin, Placement, Sampling, Then};
-use crate::weights::{Error, Source, Tensors};
+use crate::weights::{Error, Held, Source, Tensors};
 
 /// Tensors below a prefix, and where the layers made of them live.
 #[derive(Clone)]
@@ -53,10 +53,10 @@ impl<'a> Build<'a> {
         bias: Bias,
         then: Then,
     ) -> Result<Linear, Error> {
-        self.fused(&[name], [outputs, inputs], bias, then)
+        self.stacked(&[(name, outputs)], inputs, bias, then)
     }
 
-    /// Several linear layers of the same input as one product, outputs side by side.
+    /// Several linear layers of the same sizes and input as one product, outputs side by side.
     pub(super) fn fused(
         &self,
         names: &[&str],
@@ -64,29 +64,38 @@ impl<'a> Build<'a> {
         bias: Bias,
         then: Then,
     ) -> Result<Linear, Error> {
-        let (mut weight, mut shift, mut origins) = (Vec::new(), Vec::new(), Vec::new());
-        for (i, name) in names.iter().enumerate() {
+        let layers: Vec<_> = names.iter().map(|name| (*name, outputs)).collect();
+        self.stacked(&layers, inputs, bias, then)
+    }
+
+    /// Linear layers, each with its number of outputs, of the same input as one product, outputs side by side.
+    pub(super) fn stacked(
+        &self,
+        layers: &[(&str, usize)],
+        inputs: usize,
+        bias: Bias,
+        then: Then,
+    ) -> Result<Linear, Error> {
+        let (mut held, mut shift, mut origins) = (Vec::new(), Vec::new(), Vec::new());
+        let mut rows = 0;
+        for &(name, outputs) in layers {
             let key = format!("{name}.weight");
-            origins.extend(self.origin(&key, i * outputs, outputs));
+            origins.extend(self.origin(&key, rows, outputs));
+            rows += outputs;
             let as_convolution = self.tensors.shape(&key)?.len() == 4;
             let shape: &[usize] = if as_convolution {
                 &[outputs, inputs, 1, 1]
             } else {
                 &[outputs, inputs]
             };
-            append(&mut weight, self.tensors.read(&key, shape)?);
+            held.push(self.tensors.hold(&key, shape)?);
             if bias == Bias::With {
-                append(
-                    &mut shift,
-                    self.tensors.read(&format!("{name}.bias"), &[outputs])?,
-                );
+                shift.extend(self.tensors.read(&format!("{name}.bias"), &[outputs])?);
             }
         }
+        let pieces: Vec<_> = held.iter().map(Held::values).collect();
         let shift = (bias == Bias::With).then_some(shift.as_slice());
-        Ok(
-            Linear::new(self.place, &weight, outputs * names.len(), shift, then)?
-                .made_from(origins),
-        )
+        Ok(Linear::stacked(self.place, &pieces, rows, shift, then)?.made_from(origins))
     }
 
     /// What a layer remembers of the tensor behind some of its rows.
@@ -116,16 +125,16 @@ impl<'a> Build<'a> {
     ) -> Result<Conv2d, Error> {
         let weight_key = format!("{name}.weight");
         let shape = [outputs, inputs, kernel, kernel];
-        let weight = self.tensors.read(&weight_key, &shape)?;
+        let weight = self.tensors.hold(&weight_key, &shape)?;
         let key = format!("{name}.bias");
         let bias = if self.has(&key) {
             Some(self.tensors.read(&key, &[outputs])?)
         } else {
             None
         };
-        Ok(Conv2d::new(
+        Ok(Conv2d::stored(
             self.place,
-            &weight,
+            weight.values(),
             [outputs, inputs, kernel],
             bias.as_deref(),
             sampling,
@@ -170,15 +179,6 @@ impl<'a> Build<'a> {
             ));
         }
         Ok(channels / head_dim)
-    }
-}
-
-/// The first vector moves, so that a single tensor is never copied.
-fn append(to: &mut Vec<f32>, mut values: Vec<f32>) {
-    if to.is_empty() {
-        *to = values;
-    } else {
-        to.append(&mut values);
     }
 }
 

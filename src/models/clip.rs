@@ -336,15 +336,12 @@ impl Layer {
 
     fn open_clip(b: &Build<'_>, width: usize) -> std::result::Result<Self, Error> {
         let inner = b.width("mlp.c_fc.weight")?;
-        let weight = b.tensors.read("attn.in_proj_weight", &[3 * width, width])?;
+        let weight = b.tensors.hold("attn.in_proj_weight", &[3 * width, width])?;
         let bias = b.tensors.read("attn.in_proj_bias", &[3 * width])?;
         Ok(Self {
             norm1: b.layer_norm("ln_1", width)?,
-            qkv: Linear::new(b.place, &weight, 3 * width, Some(&bias), PLAIN)?.made_from(b.origin(
-                "attn.in_proj_weight",
-                0,
-                3 * width,
-            )),
+            qkv: Linear::stacked(b.place, &[weight.values()], 3 * width, Some(&bias), PLAIN)?
+                .made_from(b.origin("attn.in_proj_weight", 0, 3 * width)),
             out: b.linear("attn.out_proj", [width, width], Bias::With, PLAIN)?,
             norm2: b.layer_norm("ln_2", width)?,
             fc1: b.linear(

@@ -5,11 +5,10 @@ use std::sync::atomic::Ordering;
 use candle_core::{Result, Tensor};
 
 use super::build::{Bias, Build};
-use super::unet_blocks::{ResBlock, SpatialTransformer};
+use super::unet_blocks::{Embeddings, ResBlock, SpatialTransformer};
 use crate::nn::cuda::Replay;
 use crate::nn::{
-    Activation, Conv2d, GroupNorm, Linear, Placement, Rewrite, Sampling, Then, concat_channels,
-    sinusoidal_embedding,
+    Activation, Conv2d, GroupNorm, Linear, Placement, Rewrite, Sampling, Then, sinusoidal_embedding,
 };
 use crate::weights::detect::prefix;
 use crate::weights::{Error, Source};
@@ -19,6 +18,8 @@ use crate::weights::{Error, Source};
 pub struct Unet {
     time_embed: [Linear; 2],
     label_emb: [Linear; 2],
+    /// Of all residual blocks, in the order of their building.
+    emb_layers: Linear,
     conv_in: Conv2d,
     input_blocks: Vec<Block>,
     middle: Vec<Stage>,
@@ -82,11 +83,10 @@ impl Conditioning {
     }
 }
 
-/// Sizes every block needs.
-#[derive(Clone, Copy)]
-struct Sizes {
-    embedding: usize,
+/// What the building of every block needs.
+struct Shared {
     context: usize,
+    embeddings: Embeddings,
 }
 
 impl Unet {
@@ -101,20 +101,23 @@ impl Unet {
         let embedding = b.width("time_embed.0.weight")?;
         let out_channels = b.width("out.2.weight")?;
         let vector = second(&b, "label_emb.0.0.weight")?;
-        let sizes = Sizes {
-            embedding,
-            context: context_width(&b)?,
+        let context = context_width(&b)?;
+        let mut shared = Shared {
+            context,
+            embeddings: Embeddings::default(),
         };
 
         let mut skips = vec![model_channels];
-        let input_blocks = input_blocks(&b, &mut skips, sizes)?;
+        let input_blocks = input_blocks(&b, &mut skips, &mut shared)?;
         let mut channels = skips.last().copied().unwrap_or(model_channels);
         let middle = b.sub("middle_block");
-        let middle = stages(&middle, &mut channels, sizes, Sampling::HALVE)?;
-        let output_blocks = output_blocks(&b, &mut channels, skips, sizes)?;
+        let middle = stages(&middle, &mut channels, &mut shared, Sampling::HALVE)?;
+        let output_blocks = output_blocks(&b, &mut channels, skips, &mut shared)?;
+        let whole_keys = Build::new(source, "", place);
         Ok(Self {
             time_embed: perceptron(&b.sub("time_embed"), model_channels, embedding)?,
             label_emb: perceptron(&b.sub("label_emb.0"), vector, embedding)?,
+            emb_layers: shared.embeddings.build(&whole_keys, embedding)?,
             conv_in: b.conv(
                 "input_blocks.0.0",
                 [model_channels, in_channels],
@@ -127,7 +130,7 @@ impl Unet {
             conv_out: b.conv("out.2", [out_channels, channels], Sampling::SAME)?,
             model_channels,
             in_channels,
-            context: sizes.context,
+            context,
             vector,
             place: place.clone(),
             replay: Replay::default(),
@@ -154,8 +157,12 @@ impl Unet {
 
     /// The layers whose weights can be written again.
     pub fn layers_mut(&mut self) -> Vec<&mut dyn Rewrite> {
-        let mut layers: Vec<&mut dyn Rewrite> =
-            vec![&mut self.conv_in, &mut self.norm_out, &mut self.conv_out];
+        let mut layers: Vec<&mut dyn Rewrite> = vec![
+            &mut self.emb_layers,
+            &mut self.conv_in,
+            &mut self.norm_out,
+            &mut self.conv_out,
+        ];
         let embeddings = self.time_embed.iter_mut().chain(&mut self.label_emb);
         layers.extend(embeddings.map(|layer| layer as &mut dyn Rewrite));
         let blocks = self.input_blocks.iter_mut().chain(&mut self.output_blocks);
@@ -257,29 +264,29 @@ impl Unet {
         observe("label_emb", label);
         let emb = self.embed(t, label)?;
         observe("emb", &emb);
-        // Every residual block begins with this SiLU.
-        let emb = emb.silu()?;
+        // Every residual block's embedding layer begins with this SiLU.
+        let emb = self.emb_layers.forward(&emb.silu()?)?;
         let mut context = context.iter();
         let mut h = self.conv_in.forward(x)?;
         observe("input_blocks.0.0", &h);
         let mut skips = vec![h.clone()];
         for (i, block) in self.input_blocks.iter().enumerate() {
-            h = run(&block.stages, h, &emb, &mut context, &mut |stage, h| {
+            h = run(&block.stages, &[&h], &emb, &mut context, &mut |stage, h| {
                 observe(&format!("input_blocks.{}.{stage}", i + 1), h);
             })?;
             skips.push(h.clone());
         }
-        h = run(&self.middle, h, &emb, &mut context, &mut |stage, h| {
+        h = run(&self.middle, &[&h], &emb, &mut context, &mut |stage, h| {
             observe(&format!("middle_block.{stage}"), h);
         })?;
         for (i, block) in self.output_blocks.iter().enumerate() {
             let skip = skips
                 .pop()
                 .ok_or_else(|| candle_core::Error::msg("more output than input blocks"))?;
-            let joined = concat_channels(&fit(h, &skip)?, &skip)?;
+            let parts = [&fit(h, &skip)?, &skip];
             h = run(
                 &block.stages,
-                joined,
+                &parts,
                 &emb,
                 &mut context,
                 &mut |stage, h| observe(&format!("output_blocks.{i}.{stage}"), h),
@@ -315,35 +322,43 @@ fn fit(h: Tensor, skip: &Tensor) -> Result<Tensor> {
     Ok(h)
 }
 
+/// Through the stages of a block; the first takes `parts`, whose channels stand side by side.
 fn run<'a>(
     stages: &[Stage],
-    x: Tensor,
+    parts: &[&Tensor],
     emb: &Tensor,
     context: &mut impl Iterator<Item = &'a Tensor>,
     observe: &mut dyn FnMut(usize, &Tensor),
 ) -> Result<Tensor> {
-    stages.iter().enumerate().try_fold(x, |x, (i, stage)| {
-        let x = match stage {
-            Stage::Res(block) => block.forward(&x, emb),
-            Stage::Transformer(transformer) => transformer.forward(&x, context),
-            Stage::Resample(conv) => conv.forward(&x),
+    let mut last = None;
+    for (i, stage) in stages.iter().enumerate() {
+        let first = last.as_ref().map(|x| [x]);
+        let parts = first.as_ref().map_or(parts, |x| x);
+        let x = match (stage, parts) {
+            (Stage::Res(block), _) => block.forward(parts, emb),
+            (Stage::Resample(conv), _) => conv.forward_parts(parts, None),
+            (Stage::Transformer(transformer), [x]) => transformer.forward(x, context),
+            (Stage::Transformer(_), _) => {
+                candle_core::bail!("a transformer of {} inputs", parts.len())
+            }
         }?;
         observe(i, &x);
-        Ok(x)
-    })
+        last = Some(x);
+    }
+    last.ok_or_else(|| candle_core::Error::msg("a block without stages"))
 }
 
 /// `input_blocks.1` and on, after the first convolution; `skips` gets the channels behind each.
 fn input_blocks(
     b: &Build<'_>,
     skips: &mut Vec<usize>,
-    sizes: Sizes,
+    shared: &mut Shared,
 ) -> std::result::Result<Vec<Block>, Error> {
     let mut blocks = Vec::new();
     let mut channels = skips.last().copied().unwrap_or(0);
     for i in 1.. {
         let at = b.sub(format!("input_blocks.{i}"));
-        let stages = stages(&at, &mut channels, sizes, Sampling::HALVE)?;
+        let stages = stages(&at, &mut channels, shared, Sampling::HALVE)?;
         if stages.is_empty() {
             break;
         }
@@ -358,18 +373,18 @@ fn output_blocks(
     b: &Build<'_>,
     channels: &mut usize,
     skips: Vec<usize>,
-    sizes: Sizes,
+    shared: &mut Shared,
 ) -> std::result::Result<Vec<Block>, Error> {
     let mut blocks = Vec::new();
     for (i, skip) in skips.into_iter().rev().enumerate() {
         let at = b.sub(format!("output_blocks.{i}"));
         *channels += skip;
-        let stages = stages(&at, channels, sizes, Sampling::DOUBLE)?;
-        if stages.is_empty() {
+        let stages = stages(&at, channels, shared, Sampling::DOUBLE)?;
+        if !matches!(stages.first(), Some(Stage::Res(_))) {
             return Err(at
                 .tensors
                 .shape("0.in_layers.2.weight")
-                .expect_err("no stage was found"));
+                .expect_err("no residual block was found"));
         }
         blocks.push(Block { stages });
     }
@@ -396,18 +411,18 @@ fn perceptron(
 fn stages(
     b: &Build<'_>,
     channels: &mut usize,
-    sizes: Sizes,
+    shared: &mut Shared,
     resample: Sampling,
 ) -> std::result::Result<Vec<Stage>, Error> {
     let mut stages = Vec::new();
     for i in 0.. {
         let at = b.sub(i);
         stages.push(if at.has("in_layers.2.weight") {
-            let block = ResBlock::new(&at, *channels, sizes.embedding)?;
+            let block = ResBlock::new(&at, *channels, &mut shared.embeddings)?;
             *channels = block.channels;
             Stage::Res(Box::new(block))
         } else if at.has("proj_in.weight") {
-            Stage::Transformer(SpatialTransformer::new(&at, *channels, sizes.context)?)
+            Stage::Transformer(SpatialTransformer::new(&at, *channels, shared.context)?)
         } else if let Some(name) = ["op", "conv"]
             .into_iter()
             .find(|name| at.has(&format!("{name}.weight")))

@@ -1,22 +1,55 @@
 //! The blocks of the SDXL UNet: residual block, spatial transformer (Rombach et al. 2022, figure 3; Podell et al. 2023).
 
+use std::ops::Range;
+
 use candle_core::{Result, Tensor};
 
 use super::build::{Bias, Build};
 use crate::nn::{
     Activation, Conv2d, GroupNorm, LayerNorm, Linear, Mask, Rewrite, Sampling, Then,
-    cross_attention, self_attention,
+    concat_channels, cross_attention, self_attention,
 };
 use crate::weights::Error;
 
 const PLAIN: Then = Then::Activate(Activation::None);
+
+/// The embedding layers of all residual blocks, gathered while the blocks are built: they have one input, so they are one product.
+#[derive(Default)]
+pub(super) struct Embeddings {
+    /// Key and outputs of each.
+    layers: Vec<(String, usize)>,
+}
+
+impl Embeddings {
+    /// Notes a layer; tells its columns.
+    fn add(&mut self, key: String, outputs: usize) -> Range<usize> {
+        let from: usize = self.layers.iter().map(|(_, outputs)| outputs).sum();
+        self.layers.push((key, outputs));
+        from..from + outputs
+    }
+
+    /// All of them; `b` sees whole keys.
+    pub(super) fn build(
+        self,
+        b: &Build<'_>,
+        embedding: usize,
+    ) -> std::result::Result<Linear, Error> {
+        let layers: Vec<_> = self
+            .layers
+            .iter()
+            .map(|(key, n)| (key.as_str(), *n))
+            .collect();
+        b.stacked(&layers, embedding, Bias::With, PLAIN)
+    }
+}
 
 /// Two convolutions with the time embedding added between them.
 #[derive(Debug)]
 pub(super) struct ResBlock {
     norm1: GroupNorm,
     conv1: Conv2d,
-    time: Linear,
+    /// This block's columns of what [`Embeddings`] makes.
+    embedded: Range<usize>,
     norm2: GroupNorm,
     conv2: Conv2d,
     skip: Option<Linear>,
@@ -27,7 +60,7 @@ impl ResBlock {
     pub(super) fn new(
         b: &Build<'_>,
         inputs: usize,
-        embedding: usize,
+        embeddings: &mut Embeddings,
     ) -> std::result::Result<Self, Error> {
         let channels = b.width("in_layers.2.weight")?;
         let skip = if b.has("skip_connection.weight") {
@@ -43,7 +76,7 @@ impl ResBlock {
         Ok(Self {
             norm1: b.group_norm("in_layers.0", inputs, 1e-5)?.silu(),
             conv1: b.conv("in_layers.2", [channels, inputs], Sampling::SAME)?,
-            time: b.linear("emb_layers.1", [channels, embedding], Bias::With, PLAIN)?,
+            embedded: embeddings.add(b.tensors.key("emb_layers.1"), channels),
             norm2: b.group_norm("out_layers.0", channels, 1e-5)?.silu(),
             conv2: b.conv("out_layers.3", [channels, channels], Sampling::SAME)?,
             skip,
@@ -55,22 +88,24 @@ impl ResBlock {
         into.extend([
             &mut self.norm1 as &mut dyn Rewrite,
             &mut self.conv1,
-            &mut self.time,
             &mut self.norm2,
             &mut self.conv2,
         ]);
         into.extend(self.skip.iter_mut().map(|skip| skip as &mut dyn Rewrite));
     }
 
-    /// `x` `[batch, h, w, inputs]`, `emb` `[batch, embedding]` after `SiLU`.
-    pub(super) fn forward(&self, x: &Tensor, emb: &Tensor) -> Result<Tensor> {
-        let h = self
-            .conv1
-            .forward_shifted(&self.norm1.forward(x)?, &self.time.forward(emb)?)?;
+    /// `parts` `[batch, h, w, c]` with their channels side by side, `emb` `[batch, columns of all blocks]`.
+    pub(super) fn forward(&self, parts: &[&Tensor], emb: &Tensor) -> Result<Tensor> {
+        let emb = emb.narrow(1, self.embedded.start, self.embedded.len())?;
+        let h = self.norm1.forward_parts(parts)?;
+        let h = self.conv1.forward_shifted(&h, &emb)?;
         let h = self.norm2.forward(&h)?;
-        match &self.skip {
-            Some(skip) => self.conv2.forward_add(&h, &skip.forward(x)?),
-            None => self.conv2.forward_add(&h, x),
+        match (&self.skip, parts) {
+            (Some(skip), _) => self.conv2.forward_add(&h, &skip.forward_parts(parts)?),
+            (None, [x]) => self.conv2.forward_add(&h, x),
+            // A joined input that happens to be as wide as the output.
+            (None, [a, b]) => self.conv2.forward_add(&h, &concat_channels(a, b)?),
+            (None, _) => candle_core::bail!("a residual block of {} inputs", parts.len()),
         }
     }
 }

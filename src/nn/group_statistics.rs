@@ -9,26 +9,105 @@ use half::bf16;
 use super::block_cache::buffer;
 use super::cpu::Isa;
 use super::cpu::norm::{self, Groups};
+use super::cuda;
 use super::kernels::{fuses_on, output, values, with_type};
 use super::layers::GroupNorm;
 
 /// What has been seen of a picture.
 #[derive(Debug, Clone, Default)]
 pub struct GroupStatistics {
-    /// Channels of the first pixel.
-    origin: Vec<f32>,
-    /// Per channel: sum of `x - origin`, then of its square.
-    sums: Vec<f64>,
+    seen: Option<Seen>,
     pixels: usize,
+}
+
+/// Channels of the first pixel; per channel the sum of `x - origin`, then of its square.
+#[derive(Debug, Clone)]
+enum Seen {
+    Host { origin: Vec<f32>, sums: Vec<f64> },
+    Device(DeviceSums),
+}
+
+/// [`Seen`] in a card's memory, where nothing waits for it.
+#[derive(Debug, Clone)]
+#[cfg_attr(
+    not(feature = "cuda"),
+    allow(dead_code, reason = "only a card adds to it")
+)]
+pub(super) struct DeviceSums {
+    /// `[channels]`, f32.
+    pub(super) origin: Tensor,
+    /// `[2, channels]`, f64, added to in place.
+    pub(super) sums: Tensor,
 }
 
 /// A group norm with the statistics of one picture.
 #[derive(Debug, Clone)]
 pub struct MeasuredNorm {
-    /// Means, then scales, per channel.
-    affine: Vec<f32>,
-    bias: Vec<f32>,
+    affine: Affine,
     silu: bool,
+}
+
+/// Means, then scales, per channel; and the bias.
+#[derive(Debug, Clone)]
+enum Affine {
+    Host {
+        affine: Vec<f32>,
+        bias: Vec<f32>,
+    },
+    /// `[2, channels]` in f32, and the layer's bias.
+    Device {
+        affine: Tensor,
+        bias: Tensor,
+    },
+}
+
+impl Seen {
+    /// Before the first strip.
+    fn new(strip: &Tensor) -> Result<Self> {
+        let channels = strip.dim(D::Minus1)?;
+        let first = strip.narrow(1, 0, 1)?.narrow(2, 0, 1)?.flatten_all()?;
+        let origin = first.to_dtype(DType::F32)?;
+        if cuda::measures(strip) {
+            return Ok(Self::Device(DeviceSums {
+                origin: origin.force_contiguous()?,
+                sums: Tensor::zeros((2, channels), DType::F64, strip.device())?,
+            }));
+        }
+        Ok(Self::Host {
+            origin: origin.to_vec1()?,
+            sums: vec![0.0; 2 * channels],
+        })
+    }
+
+    fn channels(&self) -> usize {
+        match self {
+            Self::Host { origin, .. } => origin.len(),
+            Self::Device(seen) => seen.origin.elem_count(),
+        }
+    }
+
+    fn add(&mut self, strip: &Tensor) -> Result<()> {
+        match self {
+            Self::Device(seen) => cuda::add_sums(strip, seen),
+            Self::Host { origin, sums } => {
+                let added: Vec<f64> = host_sums(strip, origin)?.to_vec1()?;
+                sums.iter_mut().zip(added).for_each(|(t, s)| *t += s);
+                Ok(())
+            }
+        }
+    }
+}
+
+fn host_sums(strip: &Tensor, origin: &[f32]) -> Result<Tensor> {
+    if fuses_on(strip) {
+        return strip.apply_op1_no_bwd(&Sums(origin));
+    }
+    let origin = Tensor::new(origin, strip.device())?;
+    let x = strip
+        .reshape(((), origin.elem_count()))?
+        .to_dtype(DType::F32)?
+        .broadcast_sub(&origin)?;
+    Tensor::cat(&[x.sum(0)?, x.sqr()?.sum(0)?], 0)?.to_dtype(DType::F64)
 }
 
 impl GroupStatistics {
@@ -38,26 +117,16 @@ impl GroupStatistics {
     /// On another number of channels, or more than one picture.
     pub fn add(&mut self, strip: &Tensor) -> Result<()> {
         let (batch, height, width, channels) = strip.dims4()?;
-        if batch != 1 || (self.pixels > 0 && channels != self.origin.len()) {
+        let known = self.seen.as_ref().map_or(channels, Seen::channels);
+        if batch != 1 || channels != known || height * width == 0 {
             bail!("group statistics: a strip of shape {:?}", strip.shape());
         }
-        if self.pixels == 0 {
-            let first = strip.narrow(1, 0, 1)?.narrow(2, 0, 1)?;
-            self.origin = first.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
-            self.sums = vec![0.0; 2 * channels];
-        }
-        let sums = if fuses_on(strip) {
-            strip.apply_op1_no_bwd(&Sums(&self.origin))?
-        } else {
-            let origin = Tensor::new(self.origin.as_slice(), strip.device())?;
-            let x = strip
-                .reshape((height * width, channels))?
-                .to_dtype(DType::F32)?
-                .broadcast_sub(&origin)?;
-            Tensor::cat(&[x.sum(0)?, x.sqr()?.sum(0)?], 0)?.to_dtype(DType::F64)?
+        let mut seen = match self.seen.take() {
+            Some(seen) => seen,
+            None => Seen::new(strip)?,
         };
-        let sums: Vec<f64> = sums.to_vec1()?;
-        self.sums.iter_mut().zip(sums).for_each(|(t, s)| *t += s);
+        seen.add(strip)?;
+        self.seen = Some(seen);
         self.pixels += height * width;
         Ok(())
     }
@@ -67,30 +136,36 @@ impl GroupNorm {
     /// The norm of the picture that was measured.
     ///
     /// # Errors
-    /// When the picture has another number of channels.
+    /// When the picture has another number of channels, or nothing was seen of it.
     pub fn measured(&self, seen: &GroupStatistics) -> Result<MeasuredNorm> {
-        let host = |t: &Tensor| t.to_dtype(DType::F32)?.to_vec1::<f32>();
-        let (weight, bias) = (host(&self.weight)?, host(&self.bias)?);
-        if seen.origin.len() != weight.len() {
-            bail!(
-                "group norm: {} channels, weight takes {}",
-                seen.origin.len(),
-                weight.len()
-            );
-        }
-        let groups = Groups {
-            batch: 1,
-            pixels: seen.pixels,
-            channels: weight.len(),
-            count: self.groups,
-            eps: self.eps,
-            silu: self.silu,
+        let channels = self.weight.elem_count();
+        let Some(found) = seen.seen.as_ref().filter(|s| s.channels() == channels) else {
+            let found = seen.seen.as_ref().map_or(0, Seen::channels);
+            bail!("group norm: {found} channels, weight takes {channels}");
         };
-        let mut affine = vec![0.0; 2 * weight.len()];
-        norm::affine_of_image(&seen.sums, &seen.origin, &weight, groups, &mut affine);
+        let affine = match found {
+            Seen::Device(sums) => Affine::Device {
+                affine: cuda::affine(self, sums, seen.pixels)?,
+                bias: self.bias.clone(),
+            },
+            Seen::Host { origin, sums } => {
+                let host = |t: &Tensor| t.to_dtype(DType::F32)?.to_vec1::<f32>();
+                let (weight, bias) = (host(&self.weight)?, host(&self.bias)?);
+                let groups = Groups {
+                    batch: 1,
+                    pixels: seen.pixels,
+                    channels,
+                    count: self.groups,
+                    eps: self.eps,
+                    silu: self.silu,
+                };
+                let mut affine = vec![0.0; 2 * channels];
+                norm::affine_of_image(sums, origin, &weight, groups, &mut affine);
+                Affine::Host { affine, bias }
+            }
+        };
         Ok(MeasuredNorm {
             affine,
-            bias,
             silu: self.silu,
         })
     }
@@ -103,22 +178,29 @@ impl MeasuredNorm {
     /// On another number of channels.
     pub fn forward(&self, strip: &Tensor) -> Result<Tensor> {
         let channels = strip.dim(D::Minus1)?;
-        if channels != self.bias.len() {
-            bail!(
-                "group norm: {channels} channels, measured {}",
-                self.bias.len()
-            );
+        let measured = match &self.affine {
+            Affine::Host { bias, .. } => bias.len(),
+            Affine::Device { bias, .. } => bias.elem_count(),
+        };
+        if channels != measured {
+            bail!("group norm: {channels} channels, measured {measured}");
         }
+        let (affine, bias) = match &self.affine {
+            Affine::Device { affine, bias } => {
+                return cuda::apply_affine(strip, [affine, bias], self.silu);
+            }
+            Affine::Host { affine, bias } => (affine, bias),
+        };
         if fuses_on(strip) {
-            return strip.apply_op1_no_bwd(&Apply(self));
+            return strip.apply_op1_no_bwd(&Apply(affine, bias, self.silu));
         }
         let device = strip.device();
-        let (mean, scale) = self.affine.split_at(channels);
+        let (mean, scale) = affine.split_at(channels);
         let y = strip
             .to_dtype(DType::F32)?
             .broadcast_sub(&Tensor::new(mean, device)?)?
             .broadcast_mul(&Tensor::new(scale, device)?)?
-            .broadcast_add(&Tensor::new(self.bias.as_slice(), device)?)?;
+            .broadcast_add(&Tensor::new(bias.as_slice(), device)?)?;
         let y = if self.silu {
             candle_nn::ops::silu(&y)?
         } else {
@@ -142,18 +224,19 @@ impl CustomOp1 for Sums<'_> {
     }
 }
 
-struct Apply<'a>(&'a MeasuredNorm);
+/// Means and scales, bias, whether `SiLU` follows.
+struct Apply<'a>(&'a [f32], &'a [f32], bool);
 
 impl CustomOp1 for Apply<'_> {
     fn name(&self) -> &'static str {
         "group_norm_measured"
     }
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let MeasuredNorm { affine, bias, silu } = self.0;
+        let Self(affine, bias, silu) = *self;
         with_type!(x, E => {
             let x = values::<E>(x, layout)?;
             let mut out = buffer(x.len());
-            norm::apply(Isa::chosen(), x, affine, bias, *silu, &mut out);
+            norm::apply(Isa::chosen(), x, affine, bias, silu, &mut out);
             Ok(output(out, layout.shape().clone()))
         })
     }

@@ -1,6 +1,8 @@
 //! The bridge from candle tensors to the fused bodies: each operation is a `CustomOp` whose `cpu_fwd` hands plain slices
 //! to [`super::cpu`]. Inputs are contiguous, all of one type: `f32` or `bf16`. Weights and biases of norms are `f32`.
 
+use std::ops::Deref;
+
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Storage,
     Tensor, WithDType, bail,
@@ -62,6 +64,17 @@ fn on_host(storage: &Storage) -> Result<&CpuStorage> {
         Storage::Cpu(storage) => Ok(storage),
         _ => bail!("fused operation on a tensor that is not on the CPU"),
     }
+}
+
+/// Values and channels of each of some tensors.
+fn slices<'a, E: Fused, G: Deref<Target = Storage>>(
+    tensors: &'a [(G, &Layout)],
+) -> Result<Vec<Part<'a, E>>> {
+    let part = |(storage, layout): &'a (G, &Layout)| {
+        let channels = layout.dims().last().copied().unwrap_or(0);
+        Ok((values(on_host(storage)?, layout)?, channels))
+    };
+    tensors.iter().map(part).collect()
 }
 
 pub(super) fn output<E: Fused>(data: Vec<E>, shape: impl Into<Shape>) -> (CpuStorage, Shape) {
@@ -173,21 +186,37 @@ impl Conv2d<'_> {
         residual: Option<&Tensor>,
     ) -> Result<Tensor> {
         let guards: Vec<_> = parts.iter().map(|x| x.storage_and_layout()).collect();
-        let mut slices: Vec<Part<'_, E>> = Vec::with_capacity(parts.len());
-        for (storage, layout) in &guards {
-            let channels = layout.dims().last().copied().unwrap_or(0);
-            slices.push((values(on_host(storage)?, layout)?, channels));
-        }
+        let slices = slices(&guards)?;
         let second = residual.map(Tensor::storage_and_layout);
         let second = match &second {
-            Some((storage, layout)) => Some(values(on_host(storage)?, layout)?),
+            Some((storage, layout)) => Some(self.second::<E>(on_host(storage)?, layout)?),
             None => None,
         };
         let (out, shape) = self.product(Rows::Pictures(&slices, self.window), second);
         Tensor::from_vec(out, shape, parts[0].device())
     }
 
-    fn product<E: Fused>(&self, rows: Rows<'_, E>, second: Option<&[E]>) -> (Vec<E>, Shape) {
+    /// The second tensor's values, and how far apart its rows are: those of a shift may be columns of a wider tensor.
+    fn second<'s, E: Fused>(
+        &self,
+        storage: &'s CpuStorage,
+        layout: &Layout,
+    ) -> Result<(&'s [E], usize)> {
+        match (self.second, layout.dims(), layout.stride()) {
+            (Second::PerImage, &[batch, n], &[stride, 1]) if batch > 0 && stride >= n => {
+                let from = layout.start_offset();
+                let to = from + (batch - 1) * stride + n;
+                Ok((&E::cpu_storage_as_slice(storage)?[from..to], stride))
+            }
+            (_, dims, _) => Ok((values(storage, layout)?, dims.last().copied().unwrap_or(0))),
+        }
+    }
+
+    fn product<E: Fused>(
+        &self,
+        rows: Rows<'_, E>,
+        second: Option<(&[E], usize)>,
+    ) -> (Vec<E>, Shape) {
         let w = self.window;
         let shape = (w.batch, w.out_height, w.out_width, self.weight.outputs());
         let epilogue = Epilogue {
@@ -195,7 +224,9 @@ impl Conv2d<'_> {
             rows_per_batch: w.out_height * w.out_width,
             activation: self.activation,
             slopes: self.slopes,
-            residual: second.filter(|_| self.second == Second::Residual),
+            residual: second
+                .filter(|_| self.second == Second::Residual)
+                .map(|(values, _)| values),
             row_bias: second.filter(|_| self.second == Second::PerImage),
         };
         let mut out = buffer(shape.0 * shape.1 * shape.2 * shape.3);
@@ -207,7 +238,7 @@ impl Conv2d<'_> {
         &self,
         x: &CpuStorage,
         layout: &Layout,
-        second: Option<&[E]>,
+        second: Option<(&[E], usize)>,
     ) -> Result<(CpuStorage, Shape)> {
         let rows = Rows::Picture(values(x, layout)?, self.window);
         let (out, shape) = self.product(rows, second);
@@ -235,47 +266,59 @@ impl CustomOp2 for Conv2d<'_> {
         s: &CpuStorage,
         ls: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        with_type!(x, E => self.run::<E>(x, lx, Some(values(s, ls)?)))
+        with_type!(x, E => self.run::<E>(x, lx, Some(self.second(s, ls)?)))
     }
 }
 
-/// Group norm over `[batch, ..., channels]` (inputs: `x`, weight, bias).
+/// Group norm over `[batch, ..., channels]`.
 pub(super) struct GroupNorm {
     pub(super) groups: usize,
     pub(super) eps: f32,
     pub(super) silu: bool,
 }
 
-impl CustomOp3 for GroupNorm {
-    fn name(&self) -> &'static str {
-        "group_norm"
+impl GroupNorm {
+    /// Over tensors of one shape but for their channels, which stand side by side; the result has them all.
+    pub(super) fn run(&self, parts: &[&Tensor], weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+        match parts[0].dtype() {
+            DType::BF16 => self.run_as::<bf16>(parts, weight, bias),
+            _ => self.run_as::<f32>(parts, weight, bias),
+        }
     }
-    fn cpu_fwd(
+
+    fn run_as<E: Fused>(
         &self,
-        x: &CpuStorage,
-        lx: &Layout,
-        w: &CpuStorage,
-        lw: &Layout,
-        b: &CpuStorage,
-        lb: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (weight, bias) = (values(w, lw)?, values(b, lb)?);
-        let channels = weight.len();
-        let batch = lx.dims()[0];
+        parts: &[&Tensor],
+        weight: &Tensor,
+        bias: &Tensor,
+    ) -> Result<Tensor> {
+        let (w, b) = (weight.storage_and_layout(), bias.storage_and_layout());
+        let weight = values(on_host(&w.0)?, w.1)?;
+        let bias = values(on_host(&b.0)?, b.1)?;
+        let guards: Vec<_> = parts.iter().map(|x| x.storage_and_layout()).collect();
+        let slices = slices::<E, _>(&guards)?;
+        let (channels, dims) = (weight.len(), parts[0].dims());
+        let (batch, lead) = (dims[0], &dims[..dims.len() - 1]);
+        let fits = parts
+            .iter()
+            .all(|x| x.dims().starts_with(lead) && x.rank() == dims.len());
+        if !fits || slices.iter().map(|(_, c)| c).sum::<usize>() != channels {
+            bail!(
+                "group norm: {dims:?} in {} parts, weight takes {channels}",
+                parts.len()
+            );
+        }
         let groups = Groups {
             batch,
-            pixels: lx.shape().elem_count() / batch.max(1) / channels.max(1),
+            pixels: lead[1..].iter().product(),
             channels,
             count: self.groups,
             eps: self.eps,
             silu: self.silu,
         };
-        with_type!(x, E => {
-            let x = values::<E>(x, lx)?;
-            let mut out = buffer(x.len());
-            norm::group_norm(Isa::chosen(), x, weight, bias, groups, &mut out);
-            Ok(output(out, lx.shape().clone()))
-        })
+        let mut out = buffer(lead.iter().product::<usize>() * channels);
+        norm::group_norm(Isa::chosen(), &slices, weight, bias, groups, &mut out);
+        Tensor::from_vec(out, [lead, &[channels]].concat(), parts[0].device())
     }
 }
 

@@ -11,7 +11,9 @@ use candle_core::{DType, Device, Result, Tensor};
 use super::cpu::math::Activation;
 use super::cpu::packed::{Columns, Packed, Precision};
 use super::cuda::{self, Epilogue, Second};
+use super::dense::joined;
 use super::rewrite::Origin;
+use super::stored::Stored;
 use super::weight::Weight;
 use super::window::Sampling;
 use super::{kernels, reference};
@@ -78,7 +80,7 @@ pub enum Then {
 #[derive(Debug, Clone)]
 pub struct Linear {
     pub(super) weight: Weight,
-    then: Then,
+    pub(super) then: Then,
     pub(super) origins: Vec<Origin>,
 }
 
@@ -94,13 +96,28 @@ impl Linear {
         bias: Option<&[f32]>,
         then: Then,
     ) -> Result<Self> {
+        Self::stacked(place, &[weight.into()], outputs, bias, then)
+    }
+
+    /// [`Self::new`] from rows in several pieces, as they are stored.
+    ///
+    /// # Errors
+    /// When a piece does not hold whole rows, or the device refuses the tensor.
+    pub fn stacked(
+        place: &Placement,
+        pieces: &[Stored<'_>],
+        outputs: usize,
+        bias: Option<&[f32]>,
+        then: Then,
+    ) -> Result<Self> {
         let columns = if then == Then::Geglu {
             Columns::Geglu
         } else {
             Columns::Plain
         };
-        let layout = (columns, weight.len() / outputs.max(1));
-        let weight = Weight::new(place, weight, outputs, bias, layout, |k| k)?;
+        let len: usize = pieces.iter().map(Stored::len).sum();
+        let layout = (columns, len / outputs.max(1));
+        let weight = Weight::new(place, pieces, outputs, bias, layout)?;
         let origins = Vec::new();
         Ok(Self {
             weight,
@@ -140,7 +157,7 @@ impl Linear {
                     slopes: None,
                     second: residual.map_or(Second::None, Second::Residual),
                 };
-                cuda::linear(x, weight, &epilogue)
+                cuda::linear(&[x], weight, &epilogue)
                     .unwrap_or_else(|| self.composed(x, weight, bias.as_ref(), residual))
             }
         }
@@ -164,7 +181,7 @@ impl Linear {
         }
     }
 
-    fn composed(
+    pub(super) fn composed(
         &self,
         x: &Tensor,
         weight: &Tensor,
@@ -205,10 +222,28 @@ impl Conv2d {
         bias: Option<&[f32]>,
         sampling: Sampling,
     ) -> Result<Self> {
-        let taps = kernel * kernel;
-        let index = Self::tap_major(inputs, taps);
+        Self::stored(
+            place,
+            weight.into(),
+            [outputs, inputs, kernel],
+            bias,
+            sampling,
+        )
+    }
+
+    /// [`Self::new`] from values as they are stored.
+    ///
+    /// # Errors
+    /// When the device refuses the tensor.
+    pub fn stored(
+        place: &Placement,
+        weight: Stored<'_>,
+        [outputs, inputs, kernel]: [usize; 3],
+        bias: Option<&[f32]>,
+        sampling: Sampling,
+    ) -> Result<Self> {
         let layout = (Columns::Plain, inputs);
-        let weight = Weight::new(place, weight, outputs, bias, layout, index)?;
+        let weight = Weight::new(place, &[weight], outputs, bias, layout)?;
         Ok(Self {
             weight,
             kernel,
@@ -223,11 +258,6 @@ impl Conv2d {
             },
             origins: Vec::new(),
         })
-    }
-
-    /// Where the `k`-th packed value lies in a stored row: channel-major there, while the kernel reads tap by tap.
-    pub(super) fn tap_major(inputs: usize, taps: usize) -> impl Fn(usize) -> usize + Sync {
-        move |k| k % inputs * taps + k / inputs
     }
 
     /// Applies `activation` to the output.
@@ -253,7 +283,8 @@ impl Conv2d {
         self.run(x, Second::Residual(residual))
     }
 
-    /// [`Self::forward`] with `per_image` `[batch, outputs]` added to every pixel before the activation.
+    /// [`Self::forward`] with `per_image` `[batch, outputs]` (columns of a wider tensor at will) added to every pixel before the
+    /// activation.
     ///
     /// # Errors
     /// On a shape that does not fit.
@@ -270,7 +301,7 @@ impl Conv2d {
             Second::Residual(tensor) => (kernels::Second::Residual, Some(tensor)),
             Second::PerImage(tensor) => (kernels::Second::PerImage, Some(tensor)),
         };
-        let op = self.op(x.dims4()?, weight, bias.as_deref(), kind)?;
+        let op = self.op(x.dims4()?.into(), weight, bias.as_deref(), kind)?;
         match tensor {
             None => x.apply_op1_no_bwd(&op),
             Some(tensor) => x.apply_op2_no_bwd(tensor, &op),
@@ -294,10 +325,7 @@ impl Conv2d {
         if let Some(y) = cuda::conv2d(parts, weight, &epilogue, window) {
             return y;
         }
-        let x = match parts {
-            [x] => (*x).clone(),
-            parts => Tensor::cat(parts, candle_core::D::Minus1)?.contiguous()?,
-        };
+        let x = joined(parts)?;
         // Back to the checkpoint's order, which candle's convolution takes.
         let (outputs, k) = (weight.dim(0)?, self.kernel);
         let weight = weight
@@ -323,11 +351,12 @@ impl Conv2d {
 
     pub(super) fn op<'a>(
         &'a self,
-        (batch, height, width, channels): (usize, usize, usize, usize),
+        shape: [usize; 4],
         weight: &'a Packed,
         bias: Option<&'a [f32]>,
         second: kernels::Second,
     ) -> Result<kernels::Conv2d<'a>> {
+        let channels = shape[3];
         if channels * self.kernel * self.kernel != weight.inputs() {
             candle_core::bail!(
                 "conv2d: {channels} channels, weight takes {}",
@@ -335,9 +364,7 @@ impl Conv2d {
             );
         }
         let circular = self.circular.load(Ordering::Relaxed);
-        let window = self
-            .sampling
-            .window([batch, height, width, channels], self.kernel, circular);
+        let window = self.sampling.window(shape, self.kernel, circular);
         Ok(kernels::Conv2d {
             weight,
             bias,
@@ -388,32 +415,7 @@ impl GroupNorm {
     /// # Errors
     /// On a shape that does not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if kernels::fuses_on(x) {
-            let op = kernels::GroupNorm {
-                groups: self.groups,
-                eps: self.eps,
-                silu: self.silu,
-            };
-            return x.apply_op3_no_bwd(&self.weight, &self.bias, &op);
-        }
-        if let Some(y) = cuda::group_norm(x, self) {
-            return y;
-        }
-        let y = reference::group_norm(
-            x,
-            &self.weight,
-            &self.bias,
-            self.groups,
-            f64::from(self.eps),
-        )?;
-        reference::activate(
-            &y,
-            if self.silu {
-                Activation::Silu
-            } else {
-                Activation::None
-            },
-        )
+        self.forward_parts(&[x])
     }
 }
 

@@ -16,6 +16,7 @@ mod product;
 mod reference;
 mod rewrite;
 mod sinusoidal;
+mod stored;
 mod weight;
 mod window;
 
@@ -27,6 +28,7 @@ pub use layers::{Conv2d, GroupNorm, LayerNorm, Linear, Placement, Then, concat_c
 pub use product::{product, transpose};
 pub use rewrite::{Origin, Rewrite};
 pub use sinusoidal::sinusoidal_embedding;
+pub use stored::Stored;
 pub use window::Sampling;
 
 #[cfg(test)]

@@ -30,7 +30,7 @@ pub fn product(a: &[f32], b: &[f32], k: usize, sum: Option<&[f32]>) -> Vec<f32> 
         columns: Columns::Plain,
         run: k,
     };
-    let packed = Packed::new(Isa::chosen(), &transpose(b, k, n), n, layout, |k| k);
+    let packed = Packed::new(Isa::chosen(), &transpose(b, k, n), n, layout);
     let mut out = buffer(a.len() / k * n);
     let epilogue = Epilogue {
         residual: sum,

@@ -88,7 +88,7 @@ impl Rewrite for Linear {
     }
 
     fn write_weight(&mut self, first_row: usize, values: &[f32]) -> Result<()> {
-        self.weight.write(first_row, values, |k| k)
+        self.weight.write(first_row, values)
     }
 
     fn write_bias(&mut self, first_row: usize, values: &[f32]) -> Result<()> {
@@ -111,10 +111,7 @@ impl Rewrite for Conv2d {
     }
 
     fn write_weight(&mut self, first_row: usize, values: &[f32]) -> Result<()> {
-        let taps = self.kernel * self.kernel;
-        let inputs = self.weight.inputs() / taps;
-        self.weight
-            .write(first_row, values, Self::tap_major(inputs, taps))
+        self.weight.write(first_row, values)
     }
 
     fn write_bias(&mut self, first_row: usize, values: &[f32]) -> Result<()> {

@@ -80,7 +80,7 @@ fn linear_equals_the_composed_product_on_every_isa() {
                 random(n, 3),
                 random(m * n, 4),
             );
-            let packed = Packed::new(isa, &w, n, layout(Columns::Plain, k), |k| k);
+            let packed = Packed::new(isa, &w, n, layout(Columns::Plain, k));
             let mut got = vec![f32::NAN; m * n];
             let epilogue = Epilogue {
                 bias: Some(&b),
@@ -113,7 +113,7 @@ fn geglu_epilogue_equals_the_composed_halves() {
     for isa in Isa::available() {
         for (m, k, n) in [(5, 9, 2), (20, 64, 96), (33, 40, 100)] {
             let (x, w, b) = (random(m * k, 5), random(n * k, 6), random(n, 7));
-            let packed = Packed::new(isa, &w, n, layout(Columns::Geglu, k), |k| k);
+            let packed = Packed::new(isa, &w, n, layout(Columns::Geglu, k));
             let mut got = vec![f32::NAN; m * n / 2];
             gemm(
                 Rows::Matrix(&x),
@@ -175,14 +175,12 @@ fn convolution_equals_the_composed_one_for_every_window() {
                     upsample: sampling.upsample,
                     circular,
                 };
-                let packed = Packed::new(isa, &k, cout, layout(Columns::Plain, cin), |i| {
-                    i % cin * 9 + i / cin
-                });
+                let packed = Packed::new(isa, &k, cout, layout(Columns::Plain, cin));
                 let pixels = reach(h) * reach(w);
                 let mut got = vec![f32::NAN; b * pixels * cout];
                 let epilogue = Epilogue {
                     bias: Some(&bias),
-                    row_bias: Some(&shift),
+                    row_bias: Some((&shift, cout)),
                     rows_per_batch: pixels,
                     ..Epilogue::default()
                 };
@@ -224,7 +222,7 @@ fn norms_equal_the_composed_ones_even_with_a_large_mean() {
                 eps: 1e-5,
                 silu: true,
             };
-            norm::group_norm(isa, &x, &w, &bias, groups, &mut got);
+            norm::group_norm(isa, &[(&x, c)], &w, &bias, groups, &mut got);
             let want = reference::group_norm(&tensor(&x, &[b, pixels, c]), &tw, &tb, 32, 1e-5)
                 .expect("composed");
             let want = reference::activate(&want, Activation::Silu).expect("silu");
@@ -399,8 +397,7 @@ fn a_convolution_of_parts_equals_one_of_the_joined_picture_on_every_isa() {
                 .collect();
             let (weight, bias) = (random(n * c * 9, 2), random(n, 3));
             let (slopes, residual) = (random(n, 4), random(h * w * n, 5));
-            let index = Conv2d::tap_major(c, 9);
-            let packed = Packed::new(isa, &weight, n, layout(Columns::Plain, c), index);
+            let packed = Packed::new(isa, &weight, n, layout(Columns::Plain, c));
             let window = Window {
                 batch: 1,
                 height: h,

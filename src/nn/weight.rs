@@ -3,11 +3,14 @@
 //! Invariant: its place in memory is chosen once. Rows are written where they lie, so that whoever recorded the addresses (a
 //! captured CUDA graph) sees the new values.
 
+use std::borrow::Cow;
+
 use candle_core::{Result, Tensor};
 
 use super::cpu::Isa;
 use super::cpu::packed::{Columns, Layout, Packed};
 use super::layers::Placement;
+use super::stored::{Arrangement, Stored, lay};
 
 /// A weight `[outputs, inputs]` and what is added to the product.
 #[derive(Debug, Clone)]
@@ -22,6 +25,8 @@ pub(super) enum Weight {
         weight: Tensor,
         bias: Option<Tensor>,
         order: RowOrder,
+        /// Channels of a tap; all inputs of a linear layer.
+        run: usize,
     },
 }
 
@@ -36,16 +41,20 @@ pub(super) enum RowOrder {
 }
 
 impl Weight {
-    /// From `values` `[outputs, inputs]` as a checkpoint stores them; `index` says where in a stored row the `k`-th value of a row
-    /// here lies, `run` how many of them lie side by side in the other operand.
+    /// From the rows of `parts`, `[outputs, inputs]` together, as a checkpoint stores them; `run` of the inputs lie side by side in
+    /// the other operand.
     pub(super) fn new(
         place: &Placement,
-        values: &[f32],
+        parts: &[Stored<'_>],
         outputs: usize,
         bias: Option<&[f32]>,
         (columns, run): (Columns, usize),
-        index: impl Fn(usize) -> usize + Sync,
     ) -> Result<Self> {
+        let inputs = parts.iter().map(Stored::len).sum::<usize>() / outputs.max(1);
+        let whole = |part: &Stored<'_>| inputs > 0 && part.len().is_multiple_of(inputs);
+        if !parts.iter().all(whole) || !inputs.is_multiple_of(run.max(1)) {
+            candle_core::bail!("a weight of {outputs} rows: a row is not whole");
+        }
         if place.is_fused() {
             let layout = Layout {
                 precision: place.precision(),
@@ -53,22 +62,31 @@ impl Weight {
                 run,
             };
             return Ok(Self::Packed {
-                weight: Packed::new(Isa::chosen(), values, outputs, layout, index),
+                weight: packed(parts, [outputs, inputs], layout),
                 bias: bias.map(<[f32]>::to_vec),
             });
         }
-        let inputs = values.len() / outputs.max(1);
         let order = match columns {
             Columns::Geglu => RowOrder::Pairs,
             Columns::Plain => RowOrder::Plain,
         };
-        let arrange = |values: &[f32], shape: &[usize]| -> Result<Tensor> {
-            let tensor = Tensor::zeros(shape, place.dtype, &place.device)?;
-            overwrite(&tensor, order, 0, values)?;
-            Ok(tensor)
+        let weight = Arrangement {
+            parts,
+            rows: outputs,
+            inputs,
+            order,
+            run,
         };
         let bias = match bias {
-            Some(bias) => Some(arrange(bias, &[outputs])?),
+            Some(bias) => {
+                let bias = Arrangement {
+                    parts: &[bias.into()],
+                    inputs: 1,
+                    run: 1,
+                    ..weight
+                };
+                Some(bias.tensor(place)?.flatten_all()?)
+            }
             // A LoRA may bring one, and then it must not be a new tensor; see the invariant.
             None if place.device.is_cuda() => {
                 Some(Tensor::zeros(outputs, place.dtype, &place.device)?)
@@ -76,9 +94,10 @@ impl Weight {
             None => None,
         };
         Ok(Self::Tensors {
-            weight: arrange(&arranged(values, inputs, index), &[outputs, inputs])?,
+            weight: weight.tensor(place)?,
             bias,
             order,
+            run,
         })
     }
 
@@ -89,31 +108,21 @@ impl Weight {
         }
     }
 
-    /// Length of a row.
-    pub(super) fn inputs(&self) -> usize {
-        match self {
-            Self::Packed { weight, .. } => weight.inputs(),
-            Self::Tensors { weight, .. } => weight.elem_count() / weight.dims()[0].max(1),
-        }
-    }
-
-    /// `index` as for [`Self::new`].
-    pub(super) fn write(
-        &mut self,
-        first_row: usize,
-        values: &[f32],
-        index: impl Fn(usize) -> usize + Sync,
-    ) -> Result<()> {
+    /// Rows as for [`Self::new`].
+    pub(super) fn write(&mut self, first_row: usize, values: &[f32]) -> Result<()> {
         match self {
             Self::Packed { weight, .. } => {
                 check(first_row, values.len(), weight.rows(), weight.inputs())?;
-                weight.replace_rows(first_row, values, index);
+                weight.replace_rows(first_row, values.into());
                 Ok(())
             }
-            Self::Tensors { weight, order, .. } => {
+            Self::Tensors {
+                weight, order, run, ..
+            } => {
                 let (rows, inputs) = weight.dims2()?;
                 check(first_row, values.len(), rows, inputs)?;
-                overwrite(weight, *order, first_row, &arranged(values, inputs, index))
+                let values = arranged(values, inputs, *run);
+                overwrite(weight, *order, first_row, &values)
             }
         }
     }
@@ -130,6 +139,7 @@ impl Weight {
                 weight,
                 bias,
                 order,
+                ..
             } => {
                 if bias.is_none() {
                     let rows = weight.dim(0)?;
@@ -194,11 +204,28 @@ fn check(first_row: usize, len: usize, rows: usize, row: usize) -> Result<()> {
     Ok(())
 }
 
-/// Rows of `len` values with each row's values moved.
-fn arranged(values: &[f32], len: usize, index: impl Fn(usize) -> usize) -> Vec<f32> {
+/// The rows of `parts`, one below the other.
+fn packed(parts: &[Stored<'_>], [outputs, inputs]: [usize; 2], layout: Layout) -> Packed {
+    let mut weight = Packed::zeros(Isa::chosen(), [outputs, inputs], layout);
+    let mut row = 0;
+    for part in parts {
+        weight.replace_rows(row, *part);
+        row += part.len() / inputs;
+    }
+    weight
+}
+
+/// Rows of `len` values, channel by channel, as rows tap by tap.
+fn arranged(values: &[f32], len: usize, run: usize) -> Cow<'_, [f32]> {
+    if run == len {
+        return Cow::Borrowed(values);
+    }
+    let mut out = vec![0.0; values.len()];
     let rows = values.chunks_exact(len.max(1));
-    rows.flat_map(|row| (0..len).map(|k| row[index(k)]).collect::<Vec<f32>>())
-        .collect()
+    for (out, row) in out.chunks_exact_mut(len.max(1)).zip(rows) {
+        lay(row, run, out);
+    }
+    Cow::Owned(out)
 }
 
 /// Writes rows of a tensor in place, `first_row` and `values` counting as a checkpoint does.

@@ -23,6 +23,12 @@ impl Sampling {
         pad_after: 1,
         upsample: 1,
     };
+    /// Same size out as in, for a kernel of 1.
+    pub const POINT: Self = Self {
+        pad: 0,
+        pad_after: 0,
+        ..Self::SAME
+    };
     /// Half the size, the UNet's way.
     pub const HALVE: Self = Self {
         stride: 2,

@@ -209,9 +209,8 @@ impl Autoencoder {
             let Some(picture) = state.vae.decode_within(&z, bounds)? else {
                 return Ok(None);
             };
-            let picture = Picture::read(&picture)?;
-            if picture.is_number() {
-                return Ok(Some(picture.to_image(|v| v)));
+            if is_number(&picture)? {
+                return Ok(Some(Picture::read(&picture)?.to_image(|v| v)));
             }
             self.widen(state)?;
         }
@@ -275,7 +274,7 @@ impl Autoencoder {
             let encoded = state.vae.encode_within(&x, bounds)?;
             let (mean, _) = encoded.ok_or(Error::Interrupted)?;
             let mean = (mean.to_dtype(DType::F32)? * f64::from(vae::SCALE))?;
-            if Picture::read(&mean)?.is_number() {
+            if is_number(&mean)? {
                 return Ok(mean);
             }
             self.widen(state)?;
@@ -351,16 +350,18 @@ impl Picture {
         })
     }
 
-    fn is_number(&self) -> bool {
-        !self.values.iter().any(|v| v.is_nan())
-    }
-
     /// The first picture, `map` bringing its values to [-1, 1].
     fn to_image(&self, map: impl Fn(f32) -> f32) -> RgbImage {
         let [_, height, width, _] = self.shape;
         let values = self.values.iter().take(3 * height * width);
         to_image(values.map(|v| map(*v)), width, height)
     }
+}
+
+/// Whether no value is NaN: counted where the tensor lies, so that a card sends one number.
+fn is_number(tensor: &Tensor) -> Result<bool, Error> {
+    let unequal_to_itself = tensor.ne(tensor)?.to_dtype(DType::F32)?;
+    Ok(unequal_to_itself.sum_all()?.to_scalar::<f32>()? == 0.0)
 }
 
 fn tensor(latents: &Latents, place: &Placement) -> Result<Tensor, Error> {

@@ -8,9 +8,10 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use memmap2::{Mmap, UncheckedAdvice};
+use safetensors::Dtype;
 use safetensors::tensor::{Metadata, SafeTensorError, SafeTensors, TensorInfo};
 
-use super::{Error, Source, convert};
+use super::{Error, Held, Source, convert};
 
 /// Largest header accepted: the format's own limit, 100 MB.
 const HEADER_LIMIT: u64 = 100_000_000;
@@ -144,6 +145,34 @@ impl SafetensorsFile {
         }
     }
 
+    /// Type of a tensor, and where its bytes begin and end.
+    fn located(&self, key: &str) -> Result<(Dtype, usize, usize), Error> {
+        match self.tensors.get(key) {
+            Some(info) => {
+                let (from, to) = info.data_offsets;
+                Ok((info.dtype, self.data_start + from, self.data_start + to))
+            }
+            None => Err(Error::Missing {
+                path: self.path.clone(),
+                key: key.into(),
+            }),
+        }
+    }
+
+    /// Values that were found and are finite.
+    fn checked<T>(&self, key: &str, dtype: Dtype, found: Option<(T, bool)>) -> Result<T, Error> {
+        let (path, key) = (self.path.clone(), key.to_string());
+        match found {
+            Some((values, true)) => Ok(values),
+            Some((_, false)) => Err(Error::NotFinite { path, key }),
+            None => Err(Error::Dtype {
+                path,
+                key,
+                dtype: format!("{dtype:?}"),
+            }),
+        }
+    }
+
     /// Sum of all tensors' bytes.
     #[must_use]
     pub fn data_len(&self) -> usize {
@@ -180,7 +209,7 @@ impl Bytes {
     }
 
     /// Tells the kernel that a range will not be read again, so that it does not count as our memory.
-    fn done_with(&self, from: usize, len: usize) {
+    pub(super) fn done_with(&self, from: usize, len: usize) {
         const WORTH_IT: usize = 1 << 20;
         if let Self::Mapped(map) = self
             && len >= WORTH_IT
@@ -277,32 +306,17 @@ impl Source for SafetensorsFile {
     }
 
     fn read(&self, key: &str) -> Result<Vec<f32>, Error> {
-        let Some(info) = self.tensors.get(key) else {
-            return Err(Error::Missing {
-                path: self.path.clone(),
-                key: key.into(),
-            });
-        };
-        let (from, to) = (
-            self.data_start + info.data_offsets.0,
-            self.data_start + info.data_offsets.1,
-        );
-        let Some((values, finite)) = convert::to_f32(info.dtype, &self.bytes.as_slice()[from..to])
-        else {
-            return Err(Error::Dtype {
-                path: self.path.clone(),
-                key: key.into(),
-                dtype: format!("{:?}", info.dtype),
-            });
-        };
+        let (dtype, from, to) = self.located(key)?;
+        let found = convert::to_f32(dtype, &self.bytes.as_slice()[from..to]);
         self.bytes.done_with(from, to - from);
-        if finite {
-            Ok(values)
-        } else {
-            Err(Error::NotFinite {
-                path: self.path.clone(),
-                key: key.into(),
-            })
+        self.checked(key, dtype, found)
+    }
+
+    fn hold(&self, key: &str) -> Result<Held<'_>, Error> {
+        let (dtype, from, to) = self.located(key)?;
+        match Held::lying(dtype, &self.bytes, from..to) {
+            Some(found) => self.checked(key, dtype, Some(found)),
+            None => self.read(key).map(Held::from),
         }
     }
 }

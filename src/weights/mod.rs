@@ -8,6 +8,7 @@ pub mod demo;
 pub mod detect;
 pub mod embedding;
 pub mod file;
+mod held;
 pub mod lora;
 pub mod open;
 pub mod pickle;
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 pub use detect::Kind;
 pub use file::SafetensorsFile;
+pub use held::Held;
 pub use open::WeightFile;
 pub use pickle::PickleFile;
 
@@ -190,6 +192,13 @@ pub trait Source: Sync {
     /// # Errors
     /// [`Error::Missing`], [`Error::Dtype`] or [`Error::NotFinite`].
     fn read(&self, key: &str) -> Result<Vec<f32>, Error>;
+    /// The same values in the type they are stored in, where they can be used as they lie.
+    ///
+    /// # Errors
+    /// As for [`Self::read`].
+    fn hold(&self, key: &str) -> Result<Held<'_>, Error> {
+        self.read(key).map(Held::from)
+    }
 }
 
 /// The tensors of a [`Source`] below a key prefix.
@@ -269,6 +278,18 @@ impl<'a> Tensors<'a> {
             return Err(self.wrong_shape(name, expected));
         }
         self.source.read(&self.key(name))
+    }
+
+    /// [`Self::read`] of values as they are stored.
+    ///
+    /// # Errors
+    /// As for [`Self::read`].
+    pub fn hold(&self, name: &str, expected: &[usize]) -> Result<Held<'a>, Error> {
+        let found = self.shape(name)?;
+        if found != expected {
+            return Err(self.wrong_shape(name, expected));
+        }
+        self.source.hold(&self.key(name))
     }
 
     /// The error for a tensor whose shape is not `expected`.

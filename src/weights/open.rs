@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::{Error, PickleFile, SafetensorsFile, Source, file};
+use super::{Error, Held, PickleFile, SafetensorsFile, Source, file};
 
 /// Endings of PyTorch's files.
 pub const PICKLES: [&str; 4] = ["pth", "pt", "ckpt", "bin"];
@@ -88,5 +88,9 @@ impl Source for WeightFile {
 
     fn read(&self, key: &str) -> Result<Vec<f32>, Error> {
         self.source().read(key)
+    }
+
+    fn hold(&self, key: &str) -> Result<Held<'_>, Error> {
+        self.source().hold(key)
     }
 }

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::{Error, Source};
+use super::{Error, Held, Source};
 
 /// Fixed parts of a name, diffusers' and LDM's.
 const PARTS: &[(&str, &str)] = &[
@@ -116,6 +116,12 @@ impl Source for LdmVae<'_> {
                 path: self.path().into(),
                 key: key.into(),
             }),
+        }
+    }
+    fn hold(&self, key: &str) -> Result<Held<'_>, Error> {
+        match self.name(key) {
+            Some(name) => self.file.hold(name),
+            None => self.read(key).map(Held::from),
         }
     }
 }

@@ -63,6 +63,7 @@ struct Shape {
     rows_per_image: usize,
     activation: Activation,
     geglu: bool,
+    shift_stride: usize,
 }
 
 impl Shape {
@@ -86,7 +87,7 @@ impl Shape {
             int(self.rows_per_image),
             number(self.activation),
             i32::from(self.geglu),
-            0,
+            int(self.shift_stride),
         ])
     }
 
@@ -266,6 +267,8 @@ impl Case {
             rows_per_image: out_size[0] * out_size[1],
             activation: self.activation,
             geglu: false,
+            // Columns of a wider matrix, whose rows begin on a boundary or not.
+            shift_stride: self.outputs + if kernel == 1 { 12 } else { 16 },
         }
     }
 }
@@ -286,7 +289,8 @@ fn convolution(t: Type, case: Case) -> (Operands, Vec<f32>) {
     let bias = inputs(t, 3, outputs, 1.0);
     let slopes = case.prelu.then(|| inputs(t, 4, outputs, 1.0));
     let residual = (case.second == Second::Residual).then(|| inputs(t, 5, shape.m * outputs, 1.0));
-    let shift = (case.second == Second::PerImage).then(|| inputs(t, 6, batch * outputs, 1.0));
+    let shift =
+        (case.second == Second::PerImage).then(|| inputs(t, 6, batch * shape.shift_stride, 1.0));
 
     let place = Placement {
         circular: Arc::new(case.circular.into()),
@@ -304,7 +308,10 @@ fn convolution(t: Type, case: Case) -> (Operands, Vec<f32>) {
         .map(|i| tensor(&parts[i], &[batch, height, width, channels[i]]))
         .collect();
     let want = match (&shift, &residual) {
-        (Some(shift), _) => layer.forward_shifted(&pictures[0], &tensor(shift, &[batch, outputs])),
+        (Some(shift), _) => {
+            let wide = tensor(shift, &[batch, shape.shift_stride]);
+            layer.forward_shifted(&pictures[0], &wide.narrow(1, 0, outputs).unwrap())
+        }
         (None, residual) => {
             let dims = [batch, shape.out_size[0], shape.out_size[1], outputs];
             let residual = residual.as_ref().map(|r| tensor(r, &dims));

@@ -95,7 +95,7 @@ fn linear<E: Tested>(isa: Isa, p: Product) -> Vec<E> {
         columns,
         run: p.k,
     };
-    let packed = Packed::new(isa, &weight, p.n, layout, |k| k);
+    let packed = Packed::new(isa, &weight, p.n, layout);
     let (x, bias, slopes) = (
         random::<E>(p.m * p.k, 1),
         random::<f32>(p.n, 3),
@@ -109,7 +109,7 @@ fn linear<E: Tested>(isa: Isa, p: Product) -> Vec<E> {
     let epilogue = Epilogue {
         bias: part(1).then_some(bias.as_slice()),
         residual: part(2).then_some(residual.as_slice()),
-        row_bias: (part(4) && p.m.is_multiple_of(2)).then_some(shift.as_slice()),
+        row_bias: (part(4) && p.m.is_multiple_of(2)).then_some((shift.as_slice(), outputs)),
         rows_per_batch: 2,
         activation: p.activation,
         slopes: part(8).then_some(slopes.as_slice()),
@@ -137,8 +137,7 @@ fn convolution<E: Tested>(isa: Isa, widths: &[usize], n: usize, window: Window) 
         columns: Columns::Plain,
         run: c,
     };
-    let index = |k: usize| k % c * taps + k / c;
-    let packed = Packed::new(isa, &weight, n, layout, index);
+    let packed = Packed::new(isa, &weight, n, layout);
     let rows = match slices[..] {
         [(x, _)] => Rows::Picture(x, window),
         _ => Rows::Pictures(&slices, window),
@@ -181,7 +180,7 @@ fn norms<E: Tested>(isa: Isa, g: Groups) -> Vec<E> {
     let mut out = vec![E::from_f32(f32::NAN); 3 * x.len()];
     let (groups, rest) = out.split_at_mut(x.len());
     let (layers, strips) = rest.split_at_mut(x.len());
-    group_norm(isa, &x, &weight, &bias, g, groups);
+    group_norm(isa, &[(&x, g.channels)], &weight, &bias, g, groups);
     layer_norm(isa, &x, &weight, &bias, 1e-5, layers);
     let sums = channel_sums(isa, &x, &vec![2.0; g.channels]);
     let mean = sums[..g.channels]

@@ -31,8 +31,8 @@ const ROWS_PER_TASK: usize = 2048;
 pub(crate) struct Epilogue<'a, E> {
     /// `[n]`.
     pub(crate) bias: Option<&'a [f32]>,
-    /// `[batch, outputs]`: added to every row of its batch entry.
-    pub(crate) row_bias: Option<&'a [E]>,
+    /// `[batch, outputs]`, rows as far apart as the number says: added to every row of its batch entry.
+    pub(crate) row_bias: Option<(&'a [E], usize)>,
     /// Rows of one batch entry (for `row_bias`).
     pub(crate) rows_per_batch: usize,
     pub(crate) activation: Activation,
@@ -115,9 +115,10 @@ fn check<E>(m: usize, w: &Packed, epilogue: &Epilogue<'_, E>, out: &[E]) {
         "gemm: residual size"
     );
     assert!(
-        epilogue.row_bias.is_none_or(
-            |r| epilogue.rows_per_batch > 0 && r.len() == m / epilogue.rows_per_batch * outputs
-        ),
+        epilogue.row_bias.is_none_or(|(rows, stride)| {
+            let batch = m.checked_div(epilogue.rows_per_batch);
+            batch.is_some_and(|n| n == 0 || rows.len() >= (n - 1) * stride + outputs)
+        }),
         "gemm: row bias size"
     );
     assert!(
@@ -322,9 +323,9 @@ impl<E: Element> Task<'_, E> {
         unsafe {
             let read = |p: *const E| E::load_up_to::<S>(p, width);
             let mut v = v;
-            if let Some(row_bias) = self.epilogue.row_bias {
+            if let Some((row_bias, stride)) = self.epilogue.row_bias {
                 let batch = row / self.epilogue.rows_per_batch;
-                v = S::add(v, read(row_bias.as_ptr().add(batch * outputs + column)));
+                v = S::add(v, read(row_bias.as_ptr().add(batch * stride + column)));
             }
             v = activate::<S>(self.epilogue.activation, v);
             if let Some(slopes) = self.epilogue.slopes {

@@ -9,6 +9,7 @@
 
 use super::element::Element;
 use super::math::silu;
+use super::rows::Part;
 use super::simd::Simd;
 use super::{Isa, Kernel, Shared, for_each_task};
 
@@ -29,69 +30,99 @@ pub(crate) struct Groups {
 }
 
 /// `out = (x - mean) / sqrt(var + eps) * weight + bias`, per group of neighbouring channels, then `SiLU` if asked.
+///
+/// `parts` are pictures of one size whose channels stand side by side; a group may reach from one into the next.
 pub(crate) fn group_norm<E: Element>(
     isa: Isa,
-    x: &[E],
+    parts: &[Part<'_, E>],
     weight: &[f32],
     bias: &[f32],
     g: Groups,
     out: &mut [E],
 ) {
-    let (c, per_image) = (g.channels, g.pixels * g.channels);
-    assert_eq!(x.len(), g.batch * per_image, "group norm: input size");
-    assert_eq!(out.len(), x.len(), "group norm: output size");
-    assert!(
-        weight.len() == c && bias.len() == c && c.is_multiple_of(g.count),
-        "group norm: channels"
-    );
+    check(parts, g, [weight.len(), bias.len()], out.len());
+    if out.is_empty() {
+        return;
+    }
+    let (c, values) = (g.channels, out.len());
     let tasks = g.pixels.div_ceil(PIXELS_PER_TASK);
-    let rows = |t: usize| {
-        let from = t * PIXELS_PER_TASK;
-        from * c..(from + PIXELS_PER_TASK).min(g.pixels) * c
+    // Pixels of a task, counted through all images.
+    let pixels = |t: usize| {
+        let (image, from) = (t / tasks * g.pixels, t % tasks * PIXELS_PER_TASK);
+        image + from..image + (from + PIXELS_PER_TASK).min(g.pixels)
     };
 
     // What is summed is the difference to the image's first pixel.
-    let firsts = x.chunks_exact(per_image.max(1));
-    let origins: Vec<f32> = firsts
-        .flat_map(|image| image[..c].iter().map(|x| x.to_f32()))
-        .collect();
+    let origins = first_pixels(parts, g);
     let mut sums = vec![0f64; g.batch * tasks * 2 * c];
     let shared = Shared::new(&mut sums);
-    for_each_task(g.batch * tasks, x.len(), |t| {
-        let image = &x[t / tasks * per_image..][..per_image];
+    for_each_task(g.batch * tasks, values, |t| {
         // SAFETY: one part per task.
-        let sums = unsafe { shared.part(t * 2 * c, 2 * c) };
-        isa.run(Sums {
-            x: &image[rows(t % tasks)],
-            origin: &origins[t / tasks * c..][..c],
-            out: sums,
-        });
+        let (mut sums, mut squares) = unsafe { shared.part(t * 2 * c, 2 * c) }.split_at_mut(c);
+        let mut origin = &origins[t / tasks * c..][..c];
+        for &(x, n) in parts {
+            let (sum, square);
+            (sum, sums) = sums.split_at_mut(n);
+            (square, squares) = squares.split_at_mut(n);
+            isa.run(Sums {
+                x: &x[pixels(t).start * n..pixels(t).end * n],
+                origin: &origin[..n],
+                out: [sum, square],
+            });
+            origin = &origin[n..];
+        }
     });
 
     let mut affine = vec![0f32; g.batch * 2 * c];
-    let images = sums
-        .chunks_exact(tasks * 2 * c)
-        .zip(origins.chunks_exact(c));
-    for ((sums, origin), affine) in images.zip(affine.chunks_exact_mut(2 * c)) {
-        affine_of_image(sums, origin, weight, g, affine);
+    for (image, affine) in affine.chunks_exact_mut(2 * c).enumerate() {
+        let sums = &sums[image * tasks * 2 * c..][..tasks * 2 * c];
+        affine_of_image(sums, &origins[image * c..][..c], weight, g, affine);
     }
 
     let shared = Shared::new(out);
-    for_each_task(g.batch * tasks, x.len(), |t| {
-        let image = t / tasks;
-        let range = rows(t % tasks);
+    for_each_task(g.batch * tasks, values, |t| {
         // SAFETY: one part per task.
-        let out = unsafe { shared.part(image * per_image + range.start, range.len()) };
-        let (mean, scale) = affine[image * 2 * c..][..2 * c].split_at(c);
-        isa.run(Apply {
-            x: &x[image * per_image..][range],
-            mean,
-            scale,
-            bias,
-            silu: g.silu,
-            out,
-        });
+        let out = unsafe { shared.part(pixels(t).start * c, pixels(t).len() * c) };
+        let (mean, scale) = affine[t / tasks * 2 * c..][..2 * c].split_at(c);
+        let mut at = 0;
+        for &(x, n) in parts {
+            isa.run(Apply {
+                x: &x[pixels(t).start * n..pixels(t).end * n],
+                mean: &mean[at..at + n],
+                scale: &scale[at..at + n],
+                bias: &bias[at..at + n],
+                silu: g.silu,
+                out: &mut out[at..],
+                stride: c,
+            });
+            at += n;
+        }
     });
+}
+
+/// The first pixel of each image, all parts.
+fn first_pixels<E: Element>(parts: &[Part<'_, E>], g: Groups) -> Vec<f32> {
+    let mut pixels = Vec::with_capacity(g.batch * g.channels);
+    for image in 0..g.batch {
+        for (x, n) in parts {
+            pixels.extend(x[image * g.pixels * n..][..*n].iter().map(|x| x.to_f32()));
+        }
+    }
+    pixels
+}
+
+/// Panics unless all sizes belong together.
+fn check<E>(parts: &[Part<'_, E>], g: Groups, parameters: [usize; 2], out: usize) {
+    let pixels = g.batch * g.pixels;
+    for (x, channels) in parts {
+        assert_eq!(x.len(), pixels * channels, "group norm: input size");
+    }
+    let channels: usize = parts.iter().map(|(_, channels)| channels).sum();
+    assert_eq!(out, pixels * g.channels, "group norm: output size");
+    assert!(
+        channels == g.channels && parameters == [channels; 2] && channels.is_multiple_of(g.count),
+        "group norm: channels"
+    );
 }
 
 /// Per-channel sums of `x - origin` and of its square over all pixels of `x`: sums, then squares.
@@ -104,9 +135,12 @@ pub(crate) fn channel_sums<E: Element>(isa: Isa, x: &[E], origin: &[f32]) -> Vec
     let shared = Shared::new(&mut sums);
     for_each_task(tasks, x.len(), |t| {
         // SAFETY: one part per task.
-        let out = unsafe { shared.part(t * 2 * c, 2 * c) };
-        let x = &x[t * part..((t + 1) * part).min(x.len())];
-        isa.run(Sums { x, origin, out });
+        let (sums, squares) = unsafe { shared.part(t * 2 * c, 2 * c) }.split_at_mut(c);
+        isa.run(Sums {
+            x: &x[t * part..((t + 1) * part).min(x.len())],
+            origin,
+            out: [sums, squares],
+        });
     });
     let mut total = vec![0f64; 2 * c];
     for part in sums.chunks_exact(2 * c) {
@@ -143,6 +177,7 @@ pub(crate) fn apply<E: Element>(
             bias,
             silu,
             out,
+            stride: c,
         });
     });
 }
@@ -187,7 +222,8 @@ pub(crate) fn affine_of_image(
 struct Sums<'a, E> {
     x: &'a [E],
     origin: &'a [f32],
-    out: &'a mut [f64],
+    /// The sums, then those of the squares.
+    out: [&'a mut [f64]; 2],
 }
 
 impl<E: Element> Kernel for Sums<'_, E> {
@@ -223,7 +259,7 @@ impl<E: Element> Sums<'_, E> {
     #[inline(always)]
     unsafe fn columns<S: Simd, const N: usize>(&mut self, run: &[E], at: usize, width: usize) {
         let c = self.origin.len();
-        let (sum, square) = self.out.split_at_mut(c);
+        let [sum, square] = &mut self.out;
         // SAFETY: see `run`.
         unsafe {
             let read = |p: *const E, j: usize| E::load_up_to::<S>(p.add(at + j * S::LANES), width);
@@ -259,6 +295,8 @@ struct Apply<'a, E> {
     bias: &'a [f32],
     silu: bool,
     out: &'a mut [E],
+    /// Values from one pixel of `out` to the next.
+    stride: usize,
 }
 
 impl<E: Element> Kernel for Apply<'_, E> {
@@ -267,11 +305,12 @@ impl<E: Element> Kernel for Apply<'_, E> {
     #[inline(always)]
     fn run<S: Simd>(self) {
         let c = self.scale.len();
-        for (x, out) in self.x.chunks_exact(c).zip(self.out.chunks_exact_mut(c)) {
+        let pixels = self.out.chunks_mut(self.stride);
+        for (x, out) in self.x.chunks_exact(c).zip(pixels) {
             let mut at = 0;
             while at < c {
                 let width = S::LANES.min(c - at);
-                // SAFETY: `at + width <= c`, the length of all five.
+                // SAFETY: `at + width <= c`; a pixel of `out` has that many values, the other four are as long.
                 unsafe {
                     let read = |p: &[f32]| f32::load_up_to::<S>(p.as_ptr().add(at), width);
                     let x = E::load_up_to::<S>(x.as_ptr().add(at), width);

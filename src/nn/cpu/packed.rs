@@ -12,6 +12,7 @@ use half::bf16;
 use super::Isa;
 use super::element::{Element, Values};
 use super::gemm::NV;
+use crate::nn::stored::{Stored, Value, with_stored};
 
 /// `k` values packed at a time: 128 lines of an `f32` panel are 16 KiB.
 const PACK_BLOCK: usize = 128;
@@ -40,7 +41,8 @@ pub enum Precision {
 pub(crate) struct Layout {
     pub(crate) precision: Precision,
     pub(crate) columns: Columns,
-    /// Factors that lie side by side in the other operand.
+    /// Factors that lie side by side in the other operand: the channels of a tap. A stored row has them channel by channel, each with
+    /// all its taps; a packed one tap by tap.
     pub(crate) run: usize,
 }
 
@@ -56,15 +58,16 @@ pub(crate) struct Packed {
 }
 
 impl Packed {
-    /// Packs `rows` (`[n, k]`, row major); `index(k)` says where in a row the `k`-th factor lies.
-    pub(crate) fn new(
-        isa: Isa,
-        rows: &[f32],
-        n: usize,
-        layout: Layout,
-        index: impl Fn(usize) -> usize + Sync,
-    ) -> Self {
+    /// Packs `rows` (`[n, k]`, row major).
+    pub(crate) fn new(isa: Isa, rows: &[f32], n: usize, layout: Layout) -> Self {
         let k = rows.len().checked_div(n).unwrap_or(0);
+        let mut packed = Self::zeros(isa, [n, k], layout);
+        packed.replace_rows(0, rows.into());
+        packed
+    }
+
+    /// Rows that are yet to be written.
+    pub(crate) fn zeros(isa: Isa, [n, k]: [usize; 2], layout: Layout) -> Self {
         let lanes = isa.lanes();
         let nr = NV * lanes;
         let panels = match layout.columns {
@@ -78,25 +81,18 @@ impl Packed {
             Precision::F32 => Values::F32(vec![0.0; len(f32::GROUP)]),
             Precision::Bf16 => Values::Bf16(vec![bf16::ZERO; len(bf16::GROUP)]),
         };
-        let mut packed = Self {
+        Self {
             data,
             n,
             k,
             run,
             columns: layout.columns,
             isa,
-        };
-        packed.replace_rows(0, rows, index);
-        packed
+        }
     }
 
-    /// Packs `rows` (`[count, k]`, row major) over the weight's rows from `first`; `index` as for [`Self::new`].
-    pub(crate) fn replace_rows(
-        &mut self,
-        first: usize,
-        rows: &[f32],
-        index: impl Fn(usize) -> usize + Sync,
-    ) {
+    /// Packs `rows` (`[count, k]`, row major) over the weight's rows from `first`.
+    pub(crate) fn replace_rows(&mut self, first: usize, rows: Stored<'_>) {
         let place = Place {
             n: self.n,
             k: self.k,
@@ -110,8 +106,8 @@ impl Packed {
             rows.len()
         );
         match &mut self.data {
-            Values::F32(data) => place.write(data, first, rows, index),
-            Values::Bf16(data) => place.write(data, first, rows, index),
+            Values::F32(data) => with_stored!(rows, rows => place.write(data, first, rows)),
+            Values::Bf16(data) => with_stored!(rows, rows => place.write(data, first, rows)),
         }
     }
 
@@ -166,14 +162,9 @@ struct Place {
 }
 
 impl Place {
-    fn write<E: Element>(
-        &self,
-        data: &mut [E],
-        first: usize,
-        rows: &[f32],
-        index: impl Fn(usize) -> usize + Sync,
-    ) {
+    fn write<E: Element, V: Value>(&self, data: &mut [E], first: usize, rows: &[V]) {
         let Self { n, k, run, .. } = *self;
+        let taps = k / run;
         let nr = NV * self.lanes;
         let padded = run.next_multiple_of(E::GROUP);
         let panel_len = (k / run * padded * nr).max(1);
@@ -185,20 +176,21 @@ impl Place {
                     let row = row.checked_sub(first)?;
                     rows.get(row * k..(row + 1) * k)
                 };
-                let rows: Vec<Option<&[f32]>> = (0..nr).map(row_of).collect();
+                let rows: Vec<Option<&[V]>> = (0..nr).map(row_of).collect();
                 // In blocks of k that fit the L1 cache, so that each row is read and each panel line written once.
                 for begin in (0..k).step_by(PACK_BLOCK) {
                     let end = (begin + PACK_BLOCK).min(k);
                     for (lane, row) in rows.iter().enumerate() {
                         let Some(row) = row else { continue };
-                        let (mut from, mut of_run) = (begin / run * padded, begin % run);
-                        for i in begin..end {
-                            let at = from + of_run;
+                        let (mut tap, mut of_run) = (begin / run, begin % run);
+                        for _ in begin..end {
+                            let at = tap * padded + of_run;
                             let group = at / E::GROUP * nr + lane;
-                            panel[group * E::GROUP + at % E::GROUP] = E::from_f32(row[index(i)]);
+                            let value = row[of_run * taps + tap].widened();
+                            panel[group * E::GROUP + at % E::GROUP] = E::from_f32(value);
                             of_run += 1;
                             if of_run == run {
-                                (from, of_run) = (from + padded, 0);
+                                (tap, of_run) = (tap + 1, 0);
                             }
                         }
                     }

@@ -1,16 +1,18 @@
 //! A build without CUDA: no tensor has a body here, so the caller composes the operation from candle's; there is no card; what would be
 //! replayed runs.
 
-use candle_core::{CudaDevice, Device, Result, Tensor};
+use candle_core::{CudaDevice, Device, Result, Tensor, bail};
 
 use super::{Epilogue, KernelChoice};
 use crate::nn::attention::Mask;
 use crate::nn::cpu::rows::Window;
-use crate::nn::layers::GroupNorm;
+use crate::nn::group_statistics::DeviceSums;
+use crate::nn::layers::{GroupNorm, Placement};
+use crate::nn::stored::Piece;
 
 type Answer = Option<Result<Tensor>>;
 
-pub(in crate::nn) fn linear(_: &Tensor, _: &Tensor, _: &Epilogue<'_>) -> Answer {
+pub(in crate::nn) fn linear(_: &[&Tensor], _: &Tensor, _: &Epilogue<'_>) -> Answer {
     None
 }
 
@@ -23,7 +25,7 @@ pub(in crate::nn) fn conv2d(
     None
 }
 
-pub(in crate::nn) fn group_norm(_: &Tensor, _: &GroupNorm) -> Answer {
+pub(in crate::nn) fn group_norm(_: &[&Tensor], _: &GroupNorm) -> Answer {
     None
 }
 
@@ -32,6 +34,10 @@ pub(in crate::nn) fn layer_norm(_: &Tensor, _: &Tensor, _: &Tensor, _: f32) -> A
 }
 
 pub(in crate::nn) fn concat_channels(_: &Tensor, _: &Tensor) -> Answer {
+    None
+}
+
+pub(in crate::nn) fn upload(_: &Placement, _: [usize; 2], _: &dyn Fn(usize, Piece<'_>)) -> Answer {
     None
 }
 
@@ -45,6 +51,30 @@ pub(in crate::nn) fn self_attention(_: &Tensor, _: usize, _: Mask) -> Answer {
 
 pub(in crate::nn) fn cross_attention(_: &Tensor, _: &Tensor, _: usize) -> Answer {
     None
+}
+
+pub(in crate::nn) fn measures(_: &Tensor) -> bool {
+    false
+}
+
+pub(in crate::nn) fn add_sums(strip: &Tensor, _: &DeviceSums) -> Result<()> {
+    elsewhere(strip)
+}
+
+pub(in crate::nn) fn affine(norm: &GroupNorm, _: &DeviceSums, _: usize) -> Result<Tensor> {
+    elsewhere(&norm.weight)
+}
+
+pub(in crate::nn) fn apply_affine(strip: &Tensor, _: [&Tensor; 2], _: bool) -> Result<Tensor> {
+    elsewhere(strip)
+}
+
+/// The error of what only a card holds.
+fn elsewhere<T>(tensor: &Tensor) -> Result<T> {
+    bail!(
+        "sums of a card beside a tensor on {:?}",
+        tensor.device().location()
+    )
 }
 
 pub(super) fn count() -> std::result::Result<usize, String> {

@@ -1,22 +1,24 @@
 //! The operations as the layers ask for them: an answer for a tensor on a CUDA device, silence for any other.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
 use super::attention::Call as Attention;
 use super::convolution::Call as Convolution;
+use super::geometry::Kind;
 use super::linear::Call as Linear;
 use super::operand::taken;
-use super::{Epilogue, elementwise, engine, norm};
+use super::{Epilogue, elementwise, engine, norm, staging};
 use crate::nn::attention::Mask;
 use crate::nn::cpu::rows::Window;
-use crate::nn::layers::GroupNorm;
+use crate::nn::layers::{GroupNorm, Placement};
+use crate::nn::stored::Piece;
 
 type Answer = Option<Result<Tensor>>;
 
-/// `x` `[..., k]`, `weight` `[n, k]`.
-pub(in crate::nn) fn linear(x: &Tensor, weight: &Tensor, epilogue: &Epilogue<'_>) -> Answer {
-    let (device, kind) = taken(x)?;
-    let call = Linear::new(kind, x, weight, epilogue);
+/// Rows `[..., c]` side by side, `weight` `[n, sum of c]`.
+pub(in crate::nn) fn linear(parts: &[&Tensor], weight: &Tensor, epilogue: &Epilogue<'_>) -> Answer {
+    let (device, kind) = taken(parts.first()?)?;
+    let call = Linear::new(kind, parts, weight, epilogue);
     Some(call.and_then(|call| engine::with(device, |engine| call.run(engine))))
 }
 
@@ -33,10 +35,10 @@ pub(in crate::nn) fn conv2d(
     Some(call.and_then(|call| engine::with(device, |engine| call.run(engine))))
 }
 
-pub(in crate::nn) fn group_norm(x: &Tensor, norm: &GroupNorm) -> Answer {
-    let (device, kind) = taken(x)?;
+pub(in crate::nn) fn group_norm(parts: &[&Tensor], norm: &GroupNorm) -> Answer {
+    let (device, kind) = taken(parts.first()?)?;
     Some(engine::with(device, |engine| {
-        norm::group(engine, kind, x, norm)
+        norm::group(engine, kind, parts, norm)
     }))
 }
 
@@ -51,6 +53,23 @@ pub(in crate::nn) fn concat_channels(a: &Tensor, b: &Tensor) -> Answer {
     let (device, kind) = taken(a)?;
     Some(engine::with(device, |engine| {
         elementwise::concat(engine, kind, a, b)
+    }))
+}
+
+/// A tensor `shape`, written piece by piece: the function gets the number of a first row and the rows from there on.
+pub(in crate::nn) fn upload(
+    place: &Placement,
+    shape: [usize; 2],
+    fill: &dyn Fn(usize, Piece<'_>),
+) -> Answer {
+    let (Device::Cuda(device), Some(kind)) = (&place.device, Kind::of(place.dtype)) else {
+        return None;
+    };
+    if shape.contains(&0) || shape[1] * kind.bytes() > staging::PIECE {
+        return None;
+    }
+    Some(engine::with(device, |engine| {
+        staging::tensor(engine, kind, shape, fill)
     }))
 }
 

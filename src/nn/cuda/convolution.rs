@@ -10,7 +10,7 @@ use super::cudnn::{self, Attribute, Descriptor, Place, SINGLE, TensorOf};
 use super::elementwise;
 use super::engine::{Arg, Engine};
 use super::geometry::{Kind, ProductShape, WindowShape, activation_number};
-use super::operand::{Operand, nullable, result};
+use super::operand::{Operand, Parts, nullable, result};
 use super::{Epilogue, Second};
 use crate::nn::cpu::rows::Window;
 use crate::nn::layers::Then;
@@ -30,7 +30,8 @@ pub(super) struct Key {
 enum Added {
     Nothing,
     Residual,
-    Shift,
+    /// Values from one image's to the next's.
+    Shift(usize),
 }
 
 /// The library's way; without a plan ours runs.
@@ -40,7 +41,7 @@ pub(super) struct Plan(cudnn::Plan);
 pub(super) struct Call {
     key: Key,
     window: WindowShape,
-    parts: Vec<Operand>,
+    parts: Parts,
     weight: Operand,
     bias: Option<Operand>,
     slopes: Option<Operand>,
@@ -64,38 +65,35 @@ impl Call {
         epilogue: &Epilogue<'_>,
         window: impl FnOnce([usize; 4]) -> Window,
     ) -> Result<Self> {
-        // Ours takes two pictures.
-        let joined;
-        let parts = match parts {
-            [_] | [_, _] => parts.to_vec(),
-            many => {
-                joined = Tensor::cat(many, candle_core::D::Minus1)?;
-                vec![&joined]
-            }
+        let parts = Parts::new(parts)?;
+        let &[batch, height, width] = parts.lead.as_slice() else {
+            bail!("conv2d: {:?} is no picture", parts.x.tensor().shape())
         };
-        let (batch, height, width, first) = parts[0].dims4()?;
-        let second_channels = channels_beside(&parts)?;
-        let channels = first + second_channels;
+        let channels = parts.channels[0] + parts.channels[1];
         let window = WindowShape::from(window([batch, height, width, channels]));
         let Then::Activate(activation) = epilogue.then else {
             bail!("conv2d: a gated convolution")
         };
         let (n, k) = weight.dims2()?;
         let out = [batch, window.out[0], window.out[1], n];
-        let shape = ProductShape {
+        let mut shape = ProductShape {
             m: batch * window.out[0] * window.out[1],
             n,
-            channels: [first, second_channels],
+            channels: parts.channels,
             window: Some(window),
             rows_per_image: window.out[0] * window.out[1],
             activation: activation_number(activation),
             geglu: false,
+            shift_stride: 0,
         };
         if shape.k() != k {
             bail!("conv2d: {channels} channels, weight takes {k} values");
         }
-        let (added, second) = second(epilogue.second, out)?;
-        let x = parts[0];
+        let x = parts.x.tensor();
+        let (added, second) = second(epilogue.second, out, x)?;
+        if let Added::Shift(stride) = added {
+            shape.shift_stride = stride;
+        }
         let like = |tensor: Option<&Tensor>| tensor.map(|t| Operand::like(t, x)).transpose();
         Ok(Self {
             key: Key {
@@ -109,11 +107,8 @@ impl Call {
             weight: Operand::like(weight, x)?,
             bias: like(epilogue.bias)?,
             slopes: like(epilogue.slopes)?,
-            second: like(second)?,
-            parts: parts
-                .iter()
-                .map(|part| Operand::like(part, x))
-                .collect::<Result<_>>()?,
+            second,
+            parts,
             out,
         })
     }
@@ -147,15 +142,19 @@ impl Call {
         } = self.key;
         let out = result(engine.device(), kind, &self.out)?;
         let (tile, grid) = shape.grid(kind, engine.multiprocessors);
-        let added = |kind| nullable(self.second.as_ref().filter(|_| second == kind));
+        let address = nullable(self.second.as_ref());
+        let (shift, residual) = match second {
+            Added::Shift(_) => (address, 0),
+            Added::Residual | Added::Nothing => (0, address),
+        };
         let args = [
-            Arg::Address(self.parts[0].address()),
-            Arg::Address(nullable(self.parts.get(1))),
+            Arg::Address(self.parts.x.address()),
+            Arg::Address(nullable(self.parts.x2.as_ref())),
             Arg::Address(self.weight.address()),
             Arg::Address(nullable(self.bias.as_ref())),
-            Arg::Address(added(Added::Shift)),
+            Arg::Address(shift),
             Arg::Address(nullable(self.slopes.as_ref())),
-            Arg::Address(added(Added::Residual)),
+            Arg::Address(residual),
             Arg::Address(out.address()),
             Arg::Shape(shape.words()),
         ];
@@ -170,10 +169,10 @@ impl Call {
     fn by_library(&self, engine: &mut Engine, plan: &cudnn::Plan) -> Result<Operand> {
         let enlarged;
         let x = if self.window.upsample == 2 {
-            enlarged = elementwise::upsample(engine, self.key.kind, &self.parts[0])?;
+            enlarged = elementwise::upsample(engine, self.key.kind, &self.parts.x)?;
             &enlarged
         } else {
-            &self.parts[0]
+            &self.parts.x
         };
         let out = result(engine.device(), self.key.kind, &self.out)?;
         let mut at = vec![
@@ -255,14 +254,20 @@ impl Call {
     fn terms(&self) -> Result<Vec<Descriptor>> {
         let [batch, height, width, outputs] = self.out.map(|n| n as i64);
         let image = |id, dims: [i64; 4]| tensor(self.key.kind, id, Place::Device, dims);
-        let second = match self.key.second {
-            Added::Nothing => None,
-            Added::Residual => Some([batch, outputs, height, width]),
-            Added::Shift => Some([batch, outputs, 1, 1]),
-        };
         let mut terms = Vec::new();
-        if let Some(dims) = second {
-            terms.push(image(SECOND, dims)?);
+        match self.key.second {
+            Added::Nothing => {}
+            Added::Residual => terms.push(image(SECOND, [batch, outputs, height, width])?),
+            Added::Shift(stride) => terms.push(
+                TensorOf {
+                    id: SECOND,
+                    kind: self.key.kind,
+                    dims: &[batch, outputs, 1, 1],
+                    strides: &[stride as i64, 1, outputs, outputs],
+                    place: Place::Device,
+                }
+                .build()?,
+            ),
         }
         if self.key.bias {
             terms.push(image(BIAS, [1, outputs, 1, 1])?);
@@ -295,29 +300,22 @@ fn product([x, weight, y]: [&Descriptor; 3], convolution: &Descriptor) -> Result
         .finalise()
 }
 
-/// Channels of the second picture, if there is one.
-fn channels_beside(parts: &[&Tensor]) -> Result<usize> {
-    match parts.get(1) {
-        Some(part) if part.dims()[..3] != parts[0].dims()[..3] => {
-            bail!("conv2d: {:?} beside {:?}", part.shape(), parts[0].shape())
-        }
-        Some(part) => Ok(part.dims4()?.3),
-        None => Ok(0),
-    }
-}
-
-/// What is added to a result of shape `out` `[batch, height, width, outputs]`.
-fn second(second: Second<'_>, out: [usize; 4]) -> Result<(Added, Option<&Tensor>)> {
+/// What is added to a result of shape `out` `[batch, height, width, outputs]` and of `x`'s type.
+fn second(second: Second<'_>, out: [usize; 4], x: &Tensor) -> Result<(Added, Option<Operand>)> {
     let [batch, .., outputs] = out;
-    let (added, tensor, wanted): (_, _, &[usize]) = match second {
-        Second::None => return Ok((Added::Nothing, None)),
-        Second::Residual(tensor) => (Added::Residual, tensor, &out),
-        Second::PerImage(tensor) => (Added::Shift, tensor, &[batch, outputs]),
-    };
-    if tensor.dims() != wanted {
-        bail!("conv2d: {:?} added to {out:?}", tensor.shape());
+    match second {
+        Second::None => Ok((Added::Nothing, None)),
+        Second::Residual(tensor) if tensor.dims() == out => {
+            Ok((Added::Residual, Some(Operand::like(tensor, x)?)))
+        }
+        Second::PerImage(tensor) if tensor.dims() == [batch, outputs] => {
+            let (rows, stride) = Operand::rows_like(tensor, x)?;
+            Ok((Added::Shift(stride), Some(rows)))
+        }
+        Second::Residual(tensor) | Second::PerImage(tensor) => {
+            bail!("conv2d: {:?} added to {out:?}", tensor.shape())
+        }
     }
-    Ok((added, Some(tensor)))
 }
 
 impl Key {

@@ -24,6 +24,7 @@ use super::geometry::{AttentionShape, Grid, Kind};
 use super::lt::Lt;
 use super::operand::{Operand, uninitialised};
 use super::select::{self, Contest, Trial};
+use super::staging::Staging;
 use super::{attention, convolution, linear};
 
 /// Our kernels, file by file: name and fat binary.
@@ -85,6 +86,8 @@ pub(super) struct Engine {
     pub(super) multiprocessors: usize,
     choice: KernelChoice,
     workspace: Operand,
+    /// Made when the first weights are loaded.
+    pub(super) staging: Option<Staging>,
     pub(super) lt: Option<Lt>,
     pub(super) dnn: Option<Dnn>,
     pub(super) linear: Plans<linear::Key, linear::Plan>,
@@ -152,6 +155,7 @@ impl Engine {
             multiprocessors,
             choice,
             workspace,
+            staging: None,
             lt,
             dnn,
             linear: HashMap::new(),

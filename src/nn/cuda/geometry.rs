@@ -168,6 +168,8 @@ pub(super) struct ProductShape {
     pub(super) rows_per_image: usize,
     pub(super) activation: i32,
     pub(super) geglu: bool,
+    /// Values from one image's shift to the next's; 0 without one.
+    pub(super) shift_stride: usize,
 }
 
 /// [`Window`] as part of a key.
@@ -263,7 +265,7 @@ impl ProductShape {
             self.rows_per_image,
             self.activation as usize,
             usize::from(self.geglu),
-            0,
+            self.shift_stride,
         ]
         .map(|value| value as i32)
     }
@@ -298,6 +300,7 @@ mod tests {
             rows_per_image: 0,
             activation: 0,
             geglu: false,
+            shift_stride: 0,
         }
     }
 
@@ -344,11 +347,12 @@ mod tests {
             rows_per_image: 64 * 48,
             activation: activation_number(Activation::Silu),
             geglu: false,
+            shift_stride: 720,
         };
         assert_eq!(
             shape.words(),
             [
-                6144, 640, 5760, 400, 240, 32, 24, 64, 48, 3, 1, 1, 2, 1, 3072, 1, 0, 0
+                6144, 640, 5760, 400, 240, 32, 24, 64, 48, 3, 1, 1, 2, 1, 3072, 1, 0, 720
             ]
         );
     }

@@ -8,8 +8,8 @@ use candle_core::{Result, Tensor, bail};
 use super::elementwise;
 use super::engine::{Arg, Engine};
 use super::geometry::{Kind, ProductShape, activation_number};
-use super::lt::{Addresses, Algorithm, Matmul};
-use super::operand::{Operand, nullable, result};
+use super::lt::{Addresses, Algorithm, Lt, Matmul};
+use super::operand::{Operand, Parts, nullable, result};
 use super::{Epilogue, Second};
 use crate::nn::layers::Then;
 
@@ -22,13 +22,13 @@ pub(super) struct Key {
     residual: bool,
 }
 
-/// The library's way; without a plan ours runs.
-pub(super) struct Plan(Algorithm);
+/// The library's way, a product for each part; without a plan ours runs.
+pub(super) struct Plan(Vec<Algorithm>);
 
 /// A layer's operands and result shape.
 pub(super) struct Call {
     key: Key,
-    x: Operand,
+    parts: Parts,
     weight: Operand,
     bias: Option<Operand>,
     residual: Option<Operand>,
@@ -36,17 +36,21 @@ pub(super) struct Call {
 }
 
 impl Call {
-    /// `x` `[..., k]`, `weight` `[n, k]`.
+    /// Rows `[..., c]` side by side, `weight` `[n, sum of c]`.
     pub(super) fn new(
         kind: Kind,
-        x: &Tensor,
+        parts: &[&Tensor],
         weight: &Tensor,
         epilogue: &Epilogue<'_>,
     ) -> Result<Self> {
         let (n, k) = weight.dims2()?;
-        let mut out = x.dims().to_vec();
-        if out.pop() != Some(k) {
-            bail!("linear: {:?} by a weight of {k} inputs", x.shape());
+        let parts = Parts::new(parts)?;
+        let mut out = parts.lead.clone();
+        if parts.channels.iter().sum::<usize>() != k {
+            bail!(
+                "linear: {out:?} x {:?} by a weight of {k} inputs",
+                parts.channels
+            );
         }
         let residual = match epilogue.second {
             Second::None => None,
@@ -58,13 +62,14 @@ impl Call {
             Then::Geglu => (0, true),
         };
         let shape = ProductShape {
-            m: x.elem_count() / k.max(1),
+            m: out.iter().product(),
             n,
-            channels: [k, 0],
+            channels: parts.channels,
             window: None,
             rows_per_image: 0,
             activation,
             geglu,
+            shift_stride: 0,
         };
         out.push(shape.outputs());
         if residual.is_some_and(|residual| residual.dims() != out.as_slice()) {
@@ -73,6 +78,7 @@ impl Call {
                 residual.map(Tensor::shape)
             );
         }
+        let x = parts.x.tensor();
         let like = |tensor: Option<&Tensor>| tensor.map(|t| Operand::like(t, x)).transpose();
         Ok(Self {
             key: Key {
@@ -81,10 +87,10 @@ impl Call {
                 bias: epilogue.bias.is_some(),
                 residual: residual.is_some(),
             },
-            x: Operand::new(x)?,
             weight: Operand::like(weight, x)?,
             bias: like(epilogue.bias)?,
             residual: like(residual)?,
+            parts,
             out,
         })
     }
@@ -95,10 +101,7 @@ impl Call {
             (self.key.kind, self.key),
             |engine| &mut engine.linear,
             |engine| match &engine.lt {
-                Some(library) => {
-                    let suggestions = library.suggestions(self.key.matmul())?;
-                    Ok(suggestions.into_iter().map(Plan).collect())
-                }
+                Some(library) => self.key.plans(library),
                 None => Ok(Vec::new()),
             },
             |engine, plan| self.queue(engine, plan),
@@ -107,7 +110,7 @@ impl Call {
 
     fn queue(&self, engine: &mut Engine, plan: Option<&Plan>) -> Result<Operand> {
         match plan {
-            Some(Plan(algorithm)) => self.by_library(engine, algorithm),
+            Some(Plan(algorithms)) => self.by_library(engine, algorithms),
             None => self.by_ours(engine),
         }
     }
@@ -117,8 +120,8 @@ impl Call {
         let out = result(engine.device(), kind, &self.out)?;
         let (tile, grid) = shape.grid(kind, engine.multiprocessors);
         let args = [
-            Arg::Address(self.x.address()),
-            Arg::Address(0),
+            Arg::Address(self.parts.x.address()),
+            Arg::Address(nullable(self.parts.x2.as_ref())),
             Arg::Address(self.weight.address()),
             Arg::Address(nullable(self.bias.as_ref())),
             Arg::Address(0),
@@ -135,19 +138,26 @@ impl Call {
         Ok(out)
     }
 
-    fn by_library(&self, engine: &mut Engine, algorithm: &Algorithm) -> Result<Operand> {
+    fn by_library(&self, engine: &mut Engine, algorithms: &[Algorithm]) -> Result<Operand> {
         let Key { kind, shape, .. } = self.key;
         let product = result(engine.device(), kind, &[shape.m, shape.n])?;
-        algorithm.run(
-            engine,
-            Addresses {
-                x: self.x.address(),
-                weight: self.weight.address(),
-                bias: nullable(self.bias.as_ref()),
-                residual: nullable(self.residual.as_ref()),
-                out: product.address(),
-            },
-        )?;
+        let mut at = Addresses {
+            x: self.parts.x.address(),
+            weight: self.weight.address(),
+            bias: nullable(self.bias.as_ref()),
+            residual: nullable(self.residual.as_ref()),
+            out: product.address(),
+        };
+        for algorithm in algorithms {
+            algorithm.run(engine, at)?;
+            // The next part adds to it.
+            at = Addresses {
+                x: nullable(self.parts.x2.as_ref()),
+                weight: at.weight + (shape.channels[0] * kind.bytes()) as u64,
+                residual: at.out,
+                ..at
+            };
+        }
         let late = self
             .residual
             .as_ref()
@@ -176,13 +186,34 @@ impl Call {
 }
 
 impl Key {
-    /// The part that the library does.
+    /// The library's ways: one product, or of two parts a second one that adds to the first.
+    fn plans(&self, library: &Lt) -> Result<Vec<Plan>> {
+        let first = self.matmul();
+        let suggestions = library.suggestions(first)?.into_iter();
+        let [_, beside] = self.shape.channels;
+        if beside == 0 {
+            return Ok(suggestions.map(|first| Plan(vec![first])).collect());
+        }
+        let second = Matmul {
+            k: beside,
+            bias: false,
+            residual: true,
+            ..first
+        };
+        let pairs = suggestions.zip(library.suggestions(second)?);
+        Ok(pairs
+            .map(|(first, second)| Plan(vec![first, second]))
+            .collect())
+    }
+
+    /// The part that the library does, with the first input.
     fn matmul(&self) -> Matmul {
         Matmul {
             kind: self.kind,
             m: self.shape.m,
             n: self.shape.n,
-            k: self.shape.k(),
+            k: self.shape.channels[0],
+            weight_stride: self.shape.k(),
             bias: self.bias,
             // Added before an activation it would be another number.
             residual: self.residual && self.shape.activation == 0 && !self.shape.geglu,

@@ -51,6 +51,8 @@ pub(super) struct Matmul {
     pub(super) m: usize,
     pub(super) n: usize,
     pub(super) k: usize,
+    /// Values from one row of the weight to the next.
+    pub(super) weight_stride: usize,
     pub(super) bias: bool,
     pub(super) residual: bool,
 }
@@ -109,12 +111,13 @@ impl Description {
         // f32 stays f32: TF32 keeps 10 bits, too few for pictures to equal the CPU's.
         let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
         let wrap = |error: lt::CublasError| Error::wrap(error);
-        let layout = |rows: usize, columns: usize| {
-            lt::create_matrix_layout(kind, rows as u64, columns as u64, rows as i64).map_err(wrap)
+        let apart = |rows: usize, columns: usize, stride: usize| {
+            lt::create_matrix_layout(kind, rows as u64, columns as u64, stride as i64).map_err(wrap)
         };
+        let layout = |rows, columns| apart(rows, columns, rows);
         let description = Self {
             matmul: lt::create_matmul_desc(compute, sys::cudaDataType::CUDA_R_32F).map_err(wrap)?,
-            weight: layout(matmul.k, matmul.n)?,
+            weight: apart(matmul.k, matmul.n, matmul.weight_stride)?,
             x: layout(matmul.k, matmul.m)?,
             out: layout(matmul.n, matmul.m)?,
         };

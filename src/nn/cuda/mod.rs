@@ -39,23 +39,30 @@ mod linear;
 #[cfg(feature = "cuda")]
 mod lt;
 #[cfg(feature = "cuda")]
+mod measured;
+#[cfg(feature = "cuda")]
 mod norm;
 #[cfg(feature = "cuda")]
 mod operand;
 #[cfg(any(feature = "cuda", test))]
 mod select;
+#[cfg(feature = "cuda")]
+mod staging;
 
 #[cfg(not(feature = "cuda"))]
 use absent as bodies;
 #[cfg(not(feature = "cuda"))]
+use absent as measured;
+#[cfg(not(feature = "cuda"))]
 pub use absent::Replay;
 pub(super) use bodies::{
     combine, concat_channels, conv2d, cross_attention, group_norm, layer_norm, linear,
-    self_attention,
+    self_attention, upload,
 };
 pub use choice::KernelChoice;
 #[cfg(feature = "cuda")]
 pub use graph::Replay;
+pub(super) use measured::{add_sums, affine, apply_affine, measures};
 
 /// What follows a product, in this order: bias, gating or shift, activation, slopes, residual.
 #[derive(Clone, Copy)]

@@ -4,45 +4,46 @@ use candle_core::{DType, Result, Tensor, bail};
 
 use super::engine::{Arg, Engine};
 use super::geometry::{Grid, GroupGrid, Kind};
-use super::operand::{Operand, result, uninitialised};
+use super::operand::{Operand, Parts, nullable, result, uninitialised};
 use crate::nn::layers::GroupNorm;
 
-/// `x` `[batch, ..., channels]`, same shape out.
+/// `[batch, ..., c]` with their channels side by side, joined in the result.
 pub(super) fn group(
     engine: &mut Engine,
     kind: Kind,
-    x: &Tensor,
+    parts: &[&Tensor],
     norm: &GroupNorm,
 ) -> Result<Tensor> {
+    let parts = Parts::new(parts)?;
     let channels = norm.weight.elem_count();
-    if x.dims().last() != Some(&channels) || x.rank() < 2 {
-        bail!("group norm: {:?}, weight takes {channels}", x.shape());
+    let mut dims = parts.lead.clone();
+    dims.push(channels);
+    if parts.channels.iter().sum::<usize>() != channels || dims.len() < 2 {
+        bail!("group norm: {dims:?} of {:?}", parts.channels);
     }
-    let batch = x.dims()[0];
     let shape = GroupGrid {
-        batch,
-        pixels: x.elem_count() / (batch * channels),
+        batch: dims[0],
+        pixels: dims[1..dims.len() - 1].iter().product(),
         channels,
         groups: norm.groups,
     };
-    let (x, weight, bias) = (
-        Operand::new(x)?,
-        Operand::like(&norm.weight, x)?,
-        Operand::like(&norm.bias, x)?,
+    let (weight, bias) = (
+        Operand::like(&norm.weight, parts.x.tensor())?,
+        Operand::like(&norm.bias, parts.x.tensor())?,
     );
     let slices = shape.slices(engine.multiprocessors);
-    let partials = statistics(engine, kind, &x, shape)?;
-    let out = result(engine.device(), kind, x.tensor().dims())?;
+    let partials = statistics(engine, kind, &parts, shape)?;
+    let out = result(engine.device(), kind, &dims)?;
     let apply = [
-        Arg::Address(x.address()),
-        Arg::Address(0),
+        Arg::Address(parts.x.address()),
+        Arg::Address(nullable(parts.x2.as_ref())),
         Arg::Address(partials.address()),
         Arg::Address(weight.address()),
         Arg::Address(bias.address()),
         Arg::Address(out.address()),
         Arg::Int(shape.pixels),
-        Arg::Int(channels),
-        Arg::Int(0),
+        Arg::Int(parts.channels[0]),
+        Arg::Int(parts.channels[1]),
         Arg::Int(norm.groups),
         Arg::Int(slices),
         Arg::Float(norm.eps),
@@ -54,7 +55,7 @@ pub(super) fn group(
 }
 
 /// Mean and squared deviations of each group, `[batch, slices, groups, 2]`.
-fn statistics(engine: &mut Engine, kind: Kind, x: &Operand, shape: GroupGrid) -> Result<Operand> {
+fn statistics(engine: &mut Engine, kind: Kind, parts: &Parts, shape: GroupGrid) -> Result<Operand> {
     let slices = shape.slices(engine.multiprocessors);
     let partials = uninitialised(
         engine.device(),
@@ -62,12 +63,12 @@ fn statistics(engine: &mut Engine, kind: Kind, x: &Operand, shape: GroupGrid) ->
         &[shape.batch, slices, shape.groups, 2],
     )?;
     let statistics = [
-        Arg::Address(x.address()),
-        Arg::Address(0),
+        Arg::Address(parts.x.address()),
+        Arg::Address(nullable(parts.x2.as_ref())),
         Arg::Address(partials.address()),
         Arg::Int(shape.pixels),
-        Arg::Int(shape.channels),
-        Arg::Int(0),
+        Arg::Int(parts.channels[0]),
+        Arg::Int(parts.channels[1]),
         Arg::Int(shape.groups),
     ];
     let grid = shape.statistics(kind, engine.multiprocessors);

@@ -8,7 +8,7 @@ use candle_core::backend::BackendDevice;
 use candle_core::cuda_backend::CudaStorageSlice;
 use candle_core::cuda_backend::cudarc::driver::DevicePtr;
 use candle_core::op::BackpropOp;
-use candle_core::{CudaDevice, CudaStorage, Device, Result, Storage, Tensor, bail};
+use candle_core::{CudaDevice, CudaStorage, D, Device, Result, Storage, Tensor, bail};
 
 use super::geometry::Kind;
 
@@ -37,6 +37,21 @@ impl Operand {
         Ok(Self { tensor, address })
     }
 
+    /// `[rows, columns]` of the type of another operand, as it lies and how far apart its rows are: columns of a wider tensor are not
+    /// copied, if each row begins on a boundary.
+    pub(super) fn rows_like(tensor: &Tensor, other: &Tensor) -> Result<(Self, usize)> {
+        let columns = tensor.dim(D::Minus1)?;
+        if let (&[stride, 1], true) = (tensor.stride(), tensor.dtype() == other.dtype()) {
+            let address = address(tensor)?;
+            let apart = (stride * tensor.dtype().size_in_bytes()) as u64;
+            if address.is_multiple_of(ALIGNMENT) && apart.is_multiple_of(ALIGNMENT) {
+                let tensor = tensor.clone();
+                return Ok((Self { tensor, address }, stride));
+            }
+        }
+        Ok((Self::like(tensor, other)?, columns))
+    }
+
     /// [`Self::new`] of a tensor that must have type and device of another operand.
     pub(super) fn like(tensor: &Tensor, other: &Tensor) -> Result<Self> {
         if tensor.dtype() != other.dtype() {
@@ -51,6 +66,48 @@ impl Operand {
 
     pub(super) fn tensor(&self) -> &Tensor {
         &self.tensor
+    }
+}
+
+/// Tensors of one shape but for their channels, which stand side by side: as many as kernels of ours take.
+pub(super) struct Parts {
+    pub(super) x: Operand,
+    pub(super) x2: Option<Operand>,
+    /// Of each.
+    pub(super) channels: [usize; 2],
+    /// The shape without the channels.
+    pub(super) lead: Vec<usize>,
+}
+
+impl Parts {
+    /// More than two are joined first.
+    pub(super) fn new(parts: &[&Tensor]) -> Result<Self> {
+        let joined;
+        let (x, x2) = match parts {
+            [x] => (*x, None),
+            [x, x2] => (*x, Some(*x2)),
+            many => {
+                joined = Tensor::cat(many, D::Minus1)?;
+                (&joined, None)
+            }
+        };
+        let mut lead = x.dims().to_vec();
+        let Some(channels) = lead.pop() else {
+            bail!("a scalar has no channels")
+        };
+        let beside = match x2 {
+            Some(x2) if x2.rank() != x.rank() || !x2.dims().starts_with(&lead) => {
+                bail!("{:?} beside {:?}", x2.shape(), x.shape())
+            }
+            Some(x2) => x2.dim(D::Minus1)?,
+            None => 0,
+        };
+        Ok(Self {
+            x: Operand::new(x)?,
+            x2: x2.map(|x2| Operand::like(x2, x)).transpose()?,
+            channels: [channels, beside],
+            lead,
+        })
     }
 }
 
