@@ -23,6 +23,9 @@ type Tensors = HashMap<String, Tensor>;
 /// Pairs of what was computed and what is right.
 type Pairs = Vec<(Tensor, Tensor)>;
 
+/// What a model makes of its golden inputs.
+type Model = fn(&SafetensorsFile, &Tensors, &Placement) -> Result<Pairs, Error>;
+
 /// A row each for text, UNet and VAE.
 pub(super) fn verify(place: &Placement, folder: &Path, report: &mut dyn FnMut(Row)) {
     let tolerance = match place.dtype {
@@ -30,7 +33,6 @@ pub(super) fn verify(place: &Placement, folder: &Path, report: &mut dyn FnMut(Ro
         DType::F16 => 4e-3,
         _ => 1e-4,
     };
-    type Model = fn(&SafetensorsFile, &Tensors, &Placement) -> Result<Pairs, Error>;
     let models: [(&str, &str, Model); 3] = [
         ("golden text towers", "text.safetensors.zst", text),
         ("golden UNet", "unet.safetensors.zst", unet),
@@ -53,7 +55,7 @@ pub(super) fn verify(place: &Placement, folder: &Path, report: &mut dyn FnMut(Ro
                 tolerance,
                 note: String::new(),
             },
-            Err(note) => Row::failed(check, tolerance, note),
+            Err(note) => Row::failed(check, tolerance, &note),
         });
     }
 }
@@ -96,7 +98,9 @@ fn tensor<'a>(want: &'a Tensors, key: &str) -> candle_core::Result<&'a Tensor> {
 /// `[batch, channels, height, width]` as models take it, where they compute.
 fn picture(want: &Tensors, key: &str, place: &Placement) -> candle_core::Result<Tensor> {
     let channels_last = tensor(want, key)?.permute((0, 2, 3, 1))?.contiguous()?;
-    channels_last.to_device(&place.device)?.to_dtype(place.dtype)
+    channels_last
+        .to_device(&place.device)?
+        .to_dtype(place.dtype)
 }
 
 /// What a model made, with channels first and on the host.
@@ -108,7 +112,10 @@ fn channels_first(made: &Tensor) -> candle_core::Result<Tensor> {
 }
 
 fn text(file: &SafetensorsFile, want: &Tensors, place: &Placement) -> Result<Pairs, Error> {
-    let (l, g) = (TextTower::clip_l(file, place)?, TextTower::big_g(file, place)?);
+    let (l, g) = (
+        TextTower::clip_l(file, place)?,
+        TextTower::big_g(file, place)?,
+    );
     let mut pairs = Vec::new();
     for case in 0..8 {
         let key = |name: &str| format!("case{case}.{name}");
@@ -118,10 +125,15 @@ fn text(file: &SafetensorsFile, want: &Tensors, place: &Placement) -> Result<Pai
             let ids: [i64; 77] = ids.try_into().map_err(wrong)?;
             Ok(ids.map(|id| id as u32))
         };
-        let (l, g) = (l.encode(&[ids("ids_l")?], &[])?, g.encode(&[ids("ids_g")?], &[])?);
+        let (l, g) = (
+            l.encode(&[ids("ids_l")?], &[])?,
+            g.encode(&[ids("ids_g")?], &[])?,
+        );
         pairs.push((l.hidden, tensor(want, &key("hidden_l"))?.clone()));
         pairs.push((g.hidden, tensor(want, &key("hidden_g"))?.clone()));
-        let pooled = g.pooled.ok_or_else(|| candle_core::Error::msg("no pooled state"))?;
+        let pooled = g
+            .pooled
+            .ok_or_else(|| candle_core::Error::msg("no pooled state"))?;
         pairs.push((pooled, tensor(want, &key("pooled"))?.clone()));
     }
     Ok(pairs)
@@ -135,7 +147,10 @@ fn unet(file: &SafetensorsFile, want: &Tensors, place: &Placement) -> Result<Pai
         let key = |name: &str| format!("case{case}.{name}");
         let there = |name: &str| tensor(want, &key(name))?.to_device(&place.device);
         let conditioning = unet.condition(&there("context")?, &there("y")?)?;
-        let (x, t) = (picture(want, &key("x"), place)?, host(tensor(want, &key("t"))?)?);
+        let (x, t) = (
+            picture(want, &key("x"), place)?,
+            host(tensor(want, &key("t"))?)?,
+        );
         for _ in 0..3 {
             let eps = unet.forward(&x, &t, &conditioning)?;
             pairs.push((channels_first(&eps)?, tensor(want, &key("eps"))?.clone()));

@@ -57,7 +57,7 @@ impl Row {
     }
 
     /// A check that ended in an error.
-    fn failed(check: impl Into<String>, tolerance: f64, note: impl ToString) -> Self {
+    fn failed(check: impl Into<String>, tolerance: f64, note: &impl ToString) -> Self {
         Self {
             check: check.into(),
             error: f64::INFINITY,
@@ -131,7 +131,11 @@ mod tests {
             ..Row::failed("x", 1.0, "")
         };
         assert!(row(1.0).is_ok() && !row(1.1).is_ok() && !row(f64::NAN).is_ok());
-        for (got, want) in [(&[1.0][..], &[1.0, 2.0][..]), (&[], &[]), (&[f32::NAN], &[1.0])] {
+        for (got, want) in [
+            (&[1.0][..], &[1.0, 2.0][..]),
+            (&[], &[]),
+            (&[f32::NAN], &[1.0]),
+        ] {
             assert_eq!(relative_error(got, want), f64::INFINITY);
         }
     }

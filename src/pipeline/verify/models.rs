@@ -32,7 +32,11 @@ pub(super) fn verify(
         let mut model = load(place, checkpoint)?;
         let first = picture(&mut model)?;
         let second = picture(&mut model)?;
-        Ok([first, second, picture(&mut load(&Placement::cpu(), checkpoint)?)?])
+        Ok([
+            first,
+            second,
+            picture(&mut load(&Placement::cpu(), checkpoint)?)?,
+        ])
     };
     match pictures() {
         Ok([first, second, on_cpu]) => {

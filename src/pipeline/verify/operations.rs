@@ -168,7 +168,7 @@ pub(super) fn verify(place: &Placement, scope: Scope, report: &mut dyn FnMut(Row
                 Ok(_) => {}
                 Err(error) => {
                     let note = format!("{shape:?}: {error}");
-                    row = Row::failed(check.name, row.tolerance, note);
+                    row = Row::failed(check.name, row.tolerance, &note);
                     break;
                 }
             }
