@@ -150,7 +150,7 @@ class Up(nn.Module):
 
 
 def sinusoidal(t, width):
-    frequencies = torch.exp(-math.log(10000) * torch.arange(width // 2, dtype=torch.float32) / (width // 2))
+    frequencies = torch.exp(-math.log(10000) * torch.arange(width // 2, dtype=torch.float32, device=t.device) / (width // 2))
     angles = t.float()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], -1).to(torch.get_default_dtype())
 
@@ -241,9 +241,9 @@ class Decoder(nn.Module):
         return self.parts(z)
 
 
-def materialize(module):
+def materialize(module, device="cpu"):
     """Gives a module on the meta device its weights: variance 1/fan-in, norms 1, biases 0; channels last."""
-    module.to_empty(device="cpu")
+    module.to_empty(device=device)
     for name, p in module.named_parameters():
         if name.endswith("bias"):
             nn.init.zeros_(p)
