@@ -2,7 +2,7 @@
 # The first minutes on a GPU as numbers: does every operation compute what the CPU computes, how fast are jobs, steps and operations, and
 # how fast is PyTorch on the same card in the same run. Ends within nine minutes; needs neither cargo nor a network.
 #
-#   OUT=results kernels/gpu.sh            a card, CUDA 13, Python with torch; the binary packed by `kernels/build.sh` or named by SDGEN
+#   OUT=results kernels/gpu.sh            a card, CUDA 13, Python with torch, and the binary: SDGEN or .gpu/sdgen.zst
 #   kernels/gpu.sh --dry-run              no card: looks for all of that and runs what can run on a CPU, at tiny size
 #
 # Writes gpu.md (tables), gpu.json and gpu.log to OUT (default: .gpu/out). Exit 1 if a section failed. Environment: SDGEN, the program
@@ -18,19 +18,12 @@ fi
 scratch=$(mktemp -d)
 trap 'rm -r "$scratch"' EXIT
 
-# FILE.zst to a file, by whichever of zstd and Python is there.
+# FILE.zst to a file.
 unpack() {
     if command -v zstd >/dev/null; then
         zstd -dqf "$1" -o "$2"
     else
-        "$python" -c '
-import sys
-try:
-    from compression import zstd
-except ImportError:
-    import zstandard as zstd
-with zstd.open(sys.argv[1], "rb") as packed, open(sys.argv[2], "wb") as file:
-    file.write(packed.read())' "$1" "$2"
+        "$python" kernels/gpu/unpack.py "$1" "$2"
     fi
 }
 
@@ -66,6 +59,8 @@ if [[ $dry == --dry-run ]]; then
         "$python" -c 'import ast, sys; ast.parse(open(sys.argv[1]).read())' "$script" || wrong=1
     done
     "$python" kernels/gpu/report.py --test || wrong=1
+    "$python" kernels/gpu/unpack.py models/demo/sdgen-demo.safetensors.zst "$scratch/unpacked" || wrong=1
+    sha256sum -c <(echo "$(head -c 64 models/demo/sha256)  $scratch/unpacked") >&2 || wrong=1
     for file in tests/golden/{tiny_sdxl.safetensors.planes,text.safetensors,unet.safetensors,vae.safetensors}.zst; do
         [[ -f $file ]] || { echo "$file: not found" >&2; wrong=1; }
     done

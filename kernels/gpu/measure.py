@@ -148,7 +148,8 @@ def on_cpu(runner, sdgen, demo, scratch):
     absent = None if sdgen else "no binary (`SDGEN`, `.gpu/sdgen.zst` or target/)"
     bench = [sdgen, "bench", "--json", "--data-dir", scratch / "data"]
     cpu = ["--device", "cpu", "--dtype", "bf16"]
-    runner.run("verify bf16", [*bench, "--verify", "quick", *cpu], 240, needs=absent)
+    everything = ["all", "-m", demo, "--golden", ROOT / "tests/golden"]
+    runner.run("verify bf16", [*bench, "--verify", *everything, *cpu], 240, needs=absent)
     runner.run("jobs bf16", [*bench, "-m", demo, "-W", 128, "-H", 128, "--job", "2", *cpu], 240, needs=absent)
     runner.run("parts bf16", [*bench, "-m", demo, "-W", 128, "-H", 128, "--steps", 2, *cpu], 240, needs=absent)
 
