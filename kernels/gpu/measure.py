@@ -23,10 +23,11 @@ CLOCKS = "name,driver_version,memory.total,clocks.sm,clocks.mem,clocks.max.sm,po
 
 
 class Runner:
-    """The sections so far, and what is left of the time."""
+    """The sections so far, which are written out after each, and what is left of the time."""
 
-    def __init__(self, out, budget):
-        self.end, self.sections, self.log = time.monotonic() + budget, [], open(out / "gpu.log", "w", errors="replace")
+    def __init__(self, out, budget, dry_run):
+        self.out, self.end, self.log = out, time.monotonic() + budget, open(out / "gpu.log", "w", errors="replace")
+        self.result = dict(machine=machine(), dry_run=dry_run, sections=[])
 
     def left(self):
         return self.end - time.monotonic()
@@ -65,9 +66,17 @@ class Runner:
             return out, err, None
 
     def add(self, name, ok, seconds, note, rows):
-        self.sections.append(dict(name=name, ok=ok, seconds=round(seconds, 1), note=note, rows=rows))
+        section = dict(name=name, ok=ok, seconds=round(seconds, 1), note=note, rows=rows)
+        self.result["sections"].append(section)
         print(f"{'ok    ' if ok else 'FAILED'} {seconds:6.1f} s  {name}  {note}", flush=True)
-        return self.sections[-1]
+        self.write()
+        return section
+
+    def write(self):
+        (self.out / "gpu.json").write_text(json.dumps(self.result, indent=1))
+        text = report.markdown(self.result)
+        (self.out / "gpu.md").write_text(text)
+        return text
 
 
 def parse(text):
@@ -162,18 +171,13 @@ def main():
     parser.add_argument("--out", required=True, type=pathlib.Path)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    runner = Runner(arguments.out, 1800 if arguments.dry_run else BUDGET)
-    facts = machine()
+    runner = Runner(arguments.out, 1800 if arguments.dry_run else BUDGET, arguments.dry_run)
     with tempfile.TemporaryDirectory(prefix="sdgen-") as scratch:
         sections = on_cpu if arguments.dry_run else on_card
         sections(runner, arguments.sdgen, arguments.demo, pathlib.Path(scratch))
-    facts["clocks.sm after"] = machine().get("clocks.sm")
-    result = dict(machine=facts, dry_run=arguments.dry_run, sections=runner.sections)
-    (arguments.out / "gpu.json").write_text(json.dumps(result, indent=1))
-    text = report.markdown(result)
-    (arguments.out / "gpu.md").write_text(text)
-    print(text)
-    return 0 if all(section["ok"] for section in runner.sections) else 1
+    runner.result["machine"]["clocks.sm after"] = machine().get("clocks.sm")
+    print(runner.write())
+    return 0 if all(section["ok"] for section in runner.result["sections"]) else 1
 
 
 if __name__ == "__main__":

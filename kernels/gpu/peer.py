@@ -167,7 +167,7 @@ def main():
             jobs(arguments, "eager", lambda module: module)
         else:
             # The results of a recording live until its next run, and Euler's rule reads them before that.
-            jobs(arguments, f"compiled, {arguments.mode}", lambda module: torch.compile(module, mode=arguments.mode))
+            jobs(arguments, f"compiled, {arguments.mode}", lambda module: torch.compile(module, mode=arguments.mode, fullgraph=True))
     return 0
 
 
