@@ -57,7 +57,10 @@ fn a_comparison_that_fails_is_a_row_and_exit_1() {
     assert_eq!(failed.len(), 3, "text, UNet, VAE: {failed:?}");
     assert!(failed.iter().all(|row| row["error"].is_null()));
     let told = String::from_utf8_lossy(&output.stderr);
-    assert!(told.contains("3 of 31 comparisons failed: golden"), "{told}");
+    assert!(
+        told.contains("3 of 31 comparisons failed: golden"),
+        "{told}"
+    );
     // `f32` against itself is exact.
     let others = rows.iter().filter(|row| row["ok"] == true);
     assert!(others.clone().all(|row| row["error"] == 0.0), "{rows:?}");

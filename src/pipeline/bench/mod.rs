@@ -193,7 +193,7 @@ fn measure_source(
         })
     };
     let chunks = [chunk(12), chunk(0)];
-    let (context, pooled) = timed(place, "text", report, || {
+    let (context, pooled) = settled(place, "text", report, || {
         let (l, g) = (clip_l.encode(&chunks, &[])?, big_g.encode(&chunks, &[])?);
         let context = Tensor::cat(&[l.hidden, g.hidden], 2)?;
         let pooled = g
@@ -204,14 +204,14 @@ fn measure_source(
     let sizes = unet.vector_width().saturating_sub(pooled.dim(1)?);
     let sizes = Tensor::zeros((2, sizes), place.dtype, &place.device)?;
     let vector = Tensor::cat(&[pooled, sizes], 1)?;
-    let conditioning = timed(place, "context keys and values", report, || {
+    let conditioning = settled(place, "context keys and values", report, || {
         Ok(unet.condition(&context, &vector)?)
     })?;
 
     let x = measure_steps(&unet, &conditioning, place, options, report)?;
     let latents = x.narrow(0, 0, 1)?.narrow(3, 0, 4)?.contiguous()?;
     crate::trim_memory();
-    let picture = measure_decode(&vae, &latents, place, report)?;
+    let picture = settled(place, "decode", report, || Ok(vae.decode(&latents)?))?;
     let sum = picture.sum_all()?.to_dtype(candle_core::DType::F32)?;
     if sum.to_scalar::<f32>()?.is_finite() {
         Ok(())
@@ -220,30 +220,35 @@ fn measure_source(
     }
 }
 
-/// Times the VAE; on a card the run that chooses plans, then the median of some.
-fn measure_decode(
-    vae: &Vae,
-    latents: &Tensor,
+/// Runs of a part on a card, of which the median counts.
+const RUNS: usize = 5;
+
+/// Times a part that can be run again: once on the CPU; on a card the run that chooses plans, then the median of some.
+fn settled<T>(
     place: &Placement,
+    name: &str,
     report: &mut dyn FnMut(Part),
-) -> Result<Tensor, Error> {
-    let decode = || Ok(vae.decode(latents)?);
+    work: impl Fn() -> Result<T, Error>,
+) -> Result<T, Error> {
     if !place.device.is_cuda() {
-        return timed(place, "decode", report, decode);
+        return timed(place, name, report, work);
     }
-    let (mut picture, first) = clocked(place, "first decode", decode)?;
-    let (operations, mut times, mut last) = (first.operations, Vec::new(), first.clone());
+    let (_, first) = clocked(place, &format!("first {name}"), &work)?;
+    let operations = first.operations;
     report(first);
-    for _ in 0..5 {
-        (picture, last) = clocked(place, "decode", decode)?;
-        times.push(last.seconds);
+    let mut times = Vec::with_capacity(RUNS);
+    loop {
+        let (value, part) = clocked(place, name, &work)?;
+        times.push(part.seconds);
+        if times.len() == RUNS {
+            report(Part {
+                seconds: median(&mut times),
+                operations,
+                ..part
+            });
+            return Ok(value);
+        }
     }
-    report(Part {
-        seconds: median(&mut times),
-        operations,
-        ..last
-    });
-    Ok(picture)
 }
 
 /// Times denoising steps of a batch of two; what they end in, channels last.
