@@ -2,11 +2,11 @@
 # The first minutes on a GPU as numbers: does every operation compute what the CPU computes, how fast are jobs, steps and operations, and
 # how fast is PyTorch on the same card in the same run. Ends within nine minutes; needs neither cargo nor a network.
 #
-#   OUT=results kernels/gpu.sh            a card, CUDA 13, Python with torch, and the binary: SDGEN or .gpu/sdgen.zst
+#   OUT=results kernels/gpu.sh            a card, CUDA 13, Python with torch, and the binary: SDGEN or .gpu/sdgen.xz
 #   kernels/gpu.sh --dry-run              no card: looks for all of that and runs what can run on a CPU, at tiny size
 #
 # Writes gpu.md (tables), gpu.json and gpu.log to OUT (default: .gpu/out). Exit 1 if a section failed. Environment: SDGEN, the program
-# (else .gpu/sdgen.zst is unpacked); PYTHON (python3); TMPDIR, where 7 GB are written for a while.
+# (else .gpu/sdgen.xz is unpacked); PYTHON (python3); TMPDIR, where 7 GB are written for a while.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -17,15 +17,6 @@ if [[ -n $dry && $dry != --dry-run ]]; then
 fi
 scratch=$(mktemp -d)
 trap 'rm -r "$scratch"' EXIT
-
-# FILE.zst to a file.
-unpack() {
-    if command -v zstd >/dev/null; then
-        zstd -dqf "$1" -o "$2"
-    else
-        "$python" kernels/gpu/unpack.py "$1" "$2"
-    fi
-}
 
 # The libraries that the binary opens lie in Python's packages, each in a folder of its own.
 library_path() {
@@ -45,7 +36,7 @@ PY
 
 say_tools() {
     local tool
-    for tool in nvidia-smi nvcc compute-sanitizer ncu nsys zstd "$python"; do
+    for tool in nvidia-smi nvcc compute-sanitizer ncu nsys "$python"; do
         echo "$tool: $(command -v "$tool" || echo 'not found')" >&2
     done
 }
@@ -55,12 +46,10 @@ if [[ $dry == --dry-run ]]; then
     for script in kernels/*.sh; do
         bash -n "$script" || wrong=1
     done
-    for script in kernels/gpu/*.py benches/peers/pytorch.py; do
+    for script in kernels/gpu/*.py; do
         "$python" -c 'import ast, sys; ast.parse(open(sys.argv[1]).read())' "$script" || wrong=1
     done
     "$python" kernels/gpu/report.py --test || wrong=1
-    "$python" kernels/gpu/unpack.py models/demo/sdgen-demo.safetensors.zst "$scratch/unpacked" || wrong=1
-    sha256sum -c <(echo "$(head -c 64 models/demo/sha256)  $scratch/unpacked") >&2 || wrong=1
     for file in tests/golden/{tiny_sdxl.safetensors.planes,text.safetensors,unet.safetensors,vae.safetensors}.zst; do
         [[ -f $file ]] || { echo "$file: not found" >&2; wrong=1; }
     done
@@ -70,21 +59,19 @@ libraries=$(library_path)
 export LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 
 sdgen=${SDGEN:-}
-if [[ -z $sdgen && -f .gpu/sdgen.zst ]]; then
+if [[ -z $sdgen && -f .gpu/sdgen.xz ]]; then
     sdgen=$scratch/sdgen
-    unpack .gpu/sdgen.zst "$sdgen" && chmod +x "$sdgen" || wrong=1
+    "$python" kernels/gpu/pack.py unpack .gpu/sdgen.xz "$sdgen" || exit 1
 fi
 if [[ -z $sdgen && $dry == --dry-run ]]; then
     for found in "${CARGO_TARGET_DIR:-target}"/{release,debug}/sdgen; do
         [[ -z $sdgen && -x $found ]] && sdgen=$found
     done
 elif [[ -z $sdgen ]]; then
-    echo "gpu: neither SDGEN nor .gpu/sdgen.zst" >&2
+    echo "gpu: neither SDGEN nor .gpu/sdgen.xz" >&2
     exit 1
 fi
 echo "sdgen: ${sdgen:-not found} ${sdgen:+$("$sdgen" --version)}" >&2
-demo=$scratch/sdgen-demo.safetensors
-unpack models/demo/sdgen-demo.safetensors.zst "$demo" || wrong=1
 
-"$python" kernels/gpu/measure.py ${dry:+"$dry"} --sdgen "$sdgen" --demo "$demo" --out "$out" || wrong=1
+"$python" kernels/gpu/measure.py ${dry:+"$dry"} --sdgen "$sdgen" --out "$out" || wrong=1
 exit "$wrong"

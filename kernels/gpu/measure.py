@@ -111,12 +111,12 @@ def machine():
     return facts
 
 
-def on_card(runner, sdgen, demo, scratch):
+def on_card(runner, sdgen, scratch):
     """The sections on a GPU, what matters most first."""
     python, peer = sys.executable, HERE / "peer.py"
     card, size = ["--device", "cuda"], ["-W", 1024, "-H", 1024]
     verify = [sdgen, "bench", "--json", *card, "--verify"]
-    everything = ["all", "-m", demo, "--golden", ROOT / "tests/golden"]
+    everything = ["all", "--golden", ROOT / "tests/golden"]
     own = {"SDGEN_CUDA_KERNELS": "own"}
     for dtype in ("f32", "f16", "bf16"):
         runner.run(f"verify {dtype}", [*verify, *everything, "--dtype", dtype], 45)
@@ -145,7 +145,7 @@ def on_card(runner, sdgen, demo, scratch):
     runner.run("PyTorch compiled, max-autotune", [python, peer, "compiled"], runner.left())
 
 
-def on_cpu(runner, sdgen, demo, scratch):
+def on_cpu(runner, sdgen, scratch):
     """What can be tried without a GPU, at tiny size."""
     python, peer = sys.executable, HERE / "peer.py"
     probe = subprocess.run([python, "-c", "import torch"], capture_output=True, check=False)
@@ -154,27 +154,26 @@ def on_cpu(runner, sdgen, demo, scratch):
     tiny = ["--tiny", "--device", "cpu", "--runs", 2]
     runner.run("card", [python, peer, "card", *tiny], 120, needs=torch)
     runner.run("PyTorch eager", [python, peer, "eager", *tiny], 240, needs=torch)
-    absent = None if sdgen else "no binary (`SDGEN`, `.gpu/sdgen.zst` or target/)"
+    absent = None if sdgen else "no binary (`SDGEN`, `.gpu/sdgen.xz` or target/)"
     bench = [sdgen, "bench", "--json", "--data-dir", scratch / "data"]
     cpu = ["--device", "cpu", "--dtype", "bf16"]
-    everything = ["all", "-m", demo, "--golden", ROOT / "tests/golden"]
+    everything = ["all", "--golden", ROOT / "tests/golden"]
     runner.run("verify bf16", [*bench, "--verify", *everything, *cpu], 240, needs=absent)
-    runner.run("jobs bf16", [*bench, "-m", demo, "-W", 128, "-H", 128, "--job", "2", *cpu], 240, needs=absent)
-    runner.run("parts bf16", [*bench, "-m", demo, "-W", 128, "-H", 128, "--steps", 2, *cpu], 240, needs=absent)
+    runner.run("jobs bf16", [*bench, "-W", 128, "-H", 128, "--job", "2", *cpu], 240, needs=absent)
+    runner.run("parts bf16", [*bench, "-W", 128, "-H", 128, "--steps", 2, *cpu], 240, needs=absent)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--sdgen", default="", help="the program")
-    parser.add_argument("--demo", required=True, help="the demo model, unpacked")
     parser.add_argument("--out", required=True, type=pathlib.Path)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     runner = Runner(arguments.out, 1800 if arguments.dry_run else BUDGET, arguments.dry_run)
     with tempfile.TemporaryDirectory(prefix="sdgen-") as scratch:
         sections = on_cpu if arguments.dry_run else on_card
-        sections(runner, arguments.sdgen, arguments.demo, pathlib.Path(scratch))
+        sections(runner, arguments.sdgen, pathlib.Path(scratch))
     runner.result["machine"]["clocks.sm after"] = machine().get("clocks.sm")
     print(runner.write())
     return 0 if all(section["ok"] for section in runner.result["sections"]) else 1

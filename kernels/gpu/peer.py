@@ -9,32 +9,28 @@
 A step is a batch of two (classifier-free guidance) at 1024x1024 with random weights; keys and values of the text are computed once, as in
 sdgen. A total is text to pixels without text encoders and PNG: steps of Euler's rule and one decode. Prints one JSON object a line as soon
 as it is known, so that a run that is cut short keeps what it has. Times are medians between events of the card, after warm-up; inputs
-are normal noise, never zeros. The modules are those of `benches/peers/pytorch.py`.
+are normal noise, never zeros.
 """
 import argparse
 import json
-import pathlib
 import statistics
 import sys
 import time
 
 import torch
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "benches/peers"))
-import pytorch as models  # noqa: E402
+import sdxl
 
-# A global that changes at each call would have each call compiled again.
-models.count = lambda _: None
 UNET, DECODER = 2_567_463_684, 49_490_199
 
 
 def build(tiny):
     """UNet, decoder and the widths of context and vector, on the meta device."""
-    shape = models.SCALES["tiny" if tiny else "sdxl"]
-    context, vector = shape["text_l"][0] + shape["text_g"][0], shape["text_g"][0] + 6 * 256
+    shape = sdxl.SCALES["tiny" if tiny else "sdxl"]
+    context, vector = shape["context"], shape["pooled"] + 6 * 256
     with torch.device("meta"):
-        unet = models.Unet(shape["widths"], shape["depths"], shape["middle"], context, vector)
-        return unet, models.Decoder(shape["vae"], shape["vae_blocks"]), context, vector
+        unet = sdxl.Unet(shape["widths"], shape["depths"], shape["middle"], context, vector)
+        return unet, sdxl.Decoder(shape["vae"], shape["vae_blocks"]), context, vector
 
 
 def say(**fields):
@@ -93,7 +89,7 @@ def jobs(arguments, name, wrap):
     torch.set_default_dtype(torch.bfloat16)
     torch.manual_seed(0)
     unet, decoder, context, vector = build(arguments.tiny)
-    unet, decoder = models.materialize(unet, device), models.materialize(decoder, device)
+    unet, decoder = sdxl.materialize(unet, device), sdxl.materialize(decoder, device)
     side = 8 if arguments.tiny else 128
 
     def noise(*shape):
