@@ -36,7 +36,8 @@ class Runner:
         """Adds a section: rows are the JSON objects among the lines of the command's output."""
         limit = min(limit, self.left())
         if needs:
-            return self.add(name, False, 0.0, f"not run: {needs}", [])
+            # A dry run tells what is missing; a run on a card needs all of it.
+            return self.add(name, self.result["dry_run"], 0.0, f"not run: {needs}", [])
         if limit < 5:
             return self.add(name, False, 0.0, "not run: no time left", [])
         command, begin = [str(word) for word in command], time.monotonic()
@@ -68,7 +69,7 @@ class Runner:
     def add(self, name, ok, seconds, note, rows):
         section = dict(name=name, ok=ok, seconds=round(seconds, 1), note=note, rows=rows)
         self.result["sections"].append(section)
-        print(f"{'ok    ' if ok else 'FAILED'} {seconds:6.1f} s  {name}  {note}", flush=True)
+        print(f"{report.verdict(section):7} {seconds:6.1f} s  {name}  {note}", flush=True)
         self.write()
         return section
 

@@ -33,6 +33,10 @@ def part(rows, name):
     return next((row for row in rows if row.get("part") == name), None)
 
 
+def verdict(section):
+    return "FAILED" if not section["ok"] else "not run" if section["note"].startswith("not run") else "ok"
+
+
 def dtypes(result, kind):
     return [s["name"].split()[1] for s in result["sections"] if s["name"].startswith(kind + " ")]
 
@@ -114,7 +118,7 @@ def markdown(result):
     lines = ["# sdgen on a card" + (" (dry run: no GPU, tiny sizes, no figure means anything)" if result["dry_run"] else ""), ""]
     lines += table(["machine", "value"], [[key, value] for key, value in result["machine"].items() if value])
     lines += ["", "## Sections", ""]
-    rows = [[s["name"], "ok" if s["ok"] else "FAILED", s["seconds"], s["note"].replace("|", "/")] for s in result["sections"]]
+    rows = [[s["name"], verdict(s), s["seconds"], s["note"].replace("|", "/")] for s in result["sections"]]
     lines += table(["section", "", "seconds", "note"], rows)
     lines += ["", "## sdgen and PyTorch", "", *comparison(result)]
     for dtype in dtypes(result, "jobs"):
