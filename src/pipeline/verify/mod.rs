@@ -121,14 +121,14 @@ mod tests {
         let want = [3.0, 4.0, 0.0, 0.0];
         assert!((relative_error(&[3.55, 4.0, 0.0, 0.0], &want) - 0.1).abs() < 1e-6);
         assert!((relative_error(&[3.0, 4.0, 0.5, 0.0], &want) - 0.2).abs() < 1e-6);
-        assert_eq!(relative_error(&want, &want), 0.0);
+        assert!(relative_error(&want, &want) <= 0.0);
     }
 
     #[test]
     fn what_cannot_be_compared_fails() {
         let row = |error| Row {
             error,
-            ..Row::failed("x", 1.0, "")
+            ..Row::failed("x", 1.0, &"")
         };
         assert!(row(1.0).is_ok() && !row(1.1).is_ok() && !row(f64::NAN).is_ok());
         for (got, want) in [
@@ -136,7 +136,7 @@ mod tests {
             (&[], &[]),
             (&[f32::NAN], &[1.0]),
         ] {
-            assert_eq!(relative_error(got, want), f64::INFINITY);
+            assert!(relative_error(got, want).is_infinite());
         }
     }
 }
