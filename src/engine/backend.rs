@@ -155,7 +155,7 @@ impl PipelineBackend {
 ///
 /// # Errors
 /// [`Error::Device`] names what the processor has.
-pub fn prepare_cpu(settings: &DeviceSettings) -> Result<(), Error> {
+fn prepare_cpu(settings: &DeviceSettings) -> Result<(), Error> {
     pipeline::prepare_cpu(&settings.cpu_isa, settings.threads).map_err(|reason| Error::Device {
         device: "cpu".to_string(),
         reason,
@@ -163,6 +163,12 @@ pub fn prepare_cpu(settings: &DeviceSettings) -> Result<(), Error> {
 }
 
 impl PipelineBackend {
+    /// Where and in which type models compute.
+    #[must_use]
+    pub fn device_and_dtype(&self) -> (candle_core::Device, candle_core::DType) {
+        (self.device.clone(), self.dtype)
+    }
+
     /// Says what would have helped, if that is what went wrong, and leaves the device ready for the next job.
     fn out_of_memory(&self, model: &Pipeline, error: pipeline::Error) -> pipeline::Error {
         match error {

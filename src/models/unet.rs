@@ -6,7 +6,7 @@ use candle_core::{Result, Tensor};
 
 use super::build::{Bias, Build};
 use super::unet_blocks::{Embeddings, ResBlock, SpatialTransformer};
-use crate::nn::cuda::Replay;
+use crate::nn::cuda::{Recording, Replay};
 use crate::nn::{
     Activation, Conv2d, GroupNorm, Linear, Placement, Rewrite, Sampling, Then, sinusoidal_embedding,
 };
@@ -228,6 +228,14 @@ impl Unet {
             };
             self.denoise(x, t, label, context, &mut |_, _| {})
         })
+    }
+
+    /// The recording that [`Self::forward`] replays, timed over `runs`; `None` where nothing is recorded.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn measure_recording(&self, runs: usize) -> Result<Option<Recording>> {
+        self.replay.measure(runs)
     }
 
     /// Gives back what [`Self::forward`] keeps for the next step.

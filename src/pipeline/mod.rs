@@ -29,6 +29,7 @@ pub mod sizes;
 mod soft_inpainting;
 mod texts;
 pub mod upscale;
+pub mod verify;
 mod vocabulary;
 
 pub use crate::nn::cpu::prepare as prepare_cpu;

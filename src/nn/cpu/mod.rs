@@ -176,13 +176,14 @@ unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Out {
 
 static OPERATIONS: AtomicU64 = AtomicU64::new(0);
 
-/// Floating-point operations (a multiply-add counts two) of all products since the process began.
+/// Floating-point operations (a multiply-add counts two) of all products since the process began, on a card too; what a recording
+/// replays is counted when it is made.
 #[must_use]
 pub fn operations() -> u64 {
     OPERATIONS.load(Ordering::Relaxed)
 }
 
-fn count_multiply_adds(n: usize) {
+pub(super) fn count_multiply_adds(n: usize) {
     OPERATIONS.fetch_add(2 * n as u64, Ordering::Relaxed);
 }
 

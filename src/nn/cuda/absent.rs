@@ -3,7 +3,8 @@
 
 use candle_core::{CudaDevice, Device, Result, Tensor, bail};
 
-use super::{Epilogue, KernelChoice};
+use super::device::Memory;
+use super::{Epilogue, KernelChoice, Recording};
 use crate::nn::attention::Mask;
 use crate::nn::cpu::rows::Window;
 use crate::nn::group_statistics::DeviceSums;
@@ -93,6 +94,16 @@ pub(super) fn free_memory(_: &CudaDevice) -> Option<u64> {
     None
 }
 
+pub(super) fn name(_: &CudaDevice) -> String {
+    String::new()
+}
+
+pub(super) fn memory(_: &CudaDevice) -> Option<Memory> {
+    None
+}
+
+pub(super) fn watch_memory(_: &CudaDevice) {}
+
 pub(super) fn release_cached(_: &CudaDevice) {}
 
 /// Recordings of a network's launches, of which there are none here.
@@ -111,6 +122,14 @@ impl Replay {
         body: impl Fn(&[Tensor]) -> Result<Tensor>,
     ) -> Result<Tensor> {
         body(&inputs.iter().map(|&x| x.clone()).collect::<Vec<_>>())
+    }
+
+    /// Nothing is recorded.
+    ///
+    /// # Errors
+    /// None.
+    pub fn measure(&self, _: usize) -> Result<Option<Recording>> {
+        Ok(None)
     }
 
     /// Drops every recording.

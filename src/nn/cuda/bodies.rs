@@ -9,6 +9,7 @@ use super::linear::Call as Linear;
 use super::operand::taken;
 use super::{Epilogue, elementwise, engine, norm, staging};
 use crate::nn::attention::Mask;
+use crate::nn::cpu::count_multiply_adds;
 use crate::nn::cpu::rows::Window;
 use crate::nn::layers::{GroupNorm, Placement};
 use crate::nn::stored::Piece;
@@ -18,6 +19,9 @@ type Answer = Option<Result<Tensor>>;
 /// Rows `[..., c]` side by side, `weight` `[n, sum of c]`.
 pub(in crate::nn) fn linear(parts: &[&Tensor], weight: &Tensor, epilogue: &Epilogue<'_>) -> Answer {
     let (device, kind) = taken(parts.first()?)?;
+    count_multiply_adds(
+        parts.iter().map(|x| x.elem_count()).sum::<usize>() * weight.dim(0).unwrap_or(0),
+    );
     let call = Linear::new(kind, parts, weight, epilogue);
     Some(call.and_then(|call| engine::with(device, |engine| call.run(engine))))
 }
@@ -32,7 +36,11 @@ pub(in crate::nn) fn conv2d(
 ) -> Answer {
     let (device, kind) = taken(parts.first()?)?;
     let call = Convolution::new(kind, parts, weight, epilogue, window);
-    Some(call.and_then(|call| engine::with(device, |engine| call.run(engine))))
+    let y = call.and_then(|call| engine::with(device, |engine| call.run(engine)));
+    if let Ok(y) = &y {
+        count_multiply_adds(y.elem_count() * weight.dim(1).unwrap_or(0));
+    }
+    Some(y)
 }
 
 pub(in crate::nn) fn group_norm(parts: &[&Tensor], norm: &GroupNorm) -> Answer {
@@ -82,12 +90,14 @@ pub(in crate::nn) fn combine(terms: &[(f32, &Tensor)]) -> Answer {
 
 pub(in crate::nn) fn self_attention(qkv: &Tensor, heads: usize, mask: Mask) -> Answer {
     let (device, kind) = taken(qkv)?;
+    count_multiply_adds(2 * (qkv.elem_count() / 3) * qkv.dim(1).unwrap_or(0));
     let call = Attention::to_itself(kind, qkv, heads, mask);
     Some(call.and_then(|call| engine::with(device, |engine| call.run(engine))))
 }
 
 pub(in crate::nn) fn cross_attention(q: &Tensor, kv: &Tensor, heads: usize) -> Answer {
     let (device, kind) = taken(q)?;
+    count_multiply_adds(2 * q.elem_count() * kv.dim(1).unwrap_or(0));
     let call = Attention::to_context(kind, q, kv, heads);
     Some(call.and_then(|call| engine::with(device, |engine| call.run(engine))))
 }

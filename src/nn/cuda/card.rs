@@ -2,10 +2,11 @@
 #![allow(unsafe_code, reason = "asks the driver")]
 
 use candle_core::{CudaDevice, Device, Result};
-use cudarc::driver::sys::{self, CUmemPool_attribute};
+use cudarc::driver::sys::{self, CUgraphMem_attribute, CUmemPool_attribute};
 use cudarc::driver::{CudaContext, result};
 
 use super::choice::KernelChoice;
+use super::device::Memory;
 use super::engine;
 
 /// Libraries without which candle's device would panic: what is missing, and what brings it.
@@ -83,6 +84,54 @@ fn pool_bytes(pool: sys::CUmemoryPool, attribute: CUmemPool_attribute) -> u64 {
 pub(super) fn total_memory(device: &CudaDevice) -> Option<u64> {
     let (_, total) = device.cuda_stream().context().mem_get_info().ok()?;
     Some(total as u64)
+}
+
+/// An attribute of the memory of recordings, bytes.
+fn graph_bytes(device: &CudaDevice, attribute: CUgraphMem_attribute) -> u64 {
+    let mut bytes = 0u64;
+    let card = device.cuda_stream().context().cu_device();
+    // SAFETY: a device that is open; the attribute is a `u64`.
+    let status =
+        unsafe { sys::cuDeviceGetGraphMemAttribute(card, attribute, (&raw mut bytes).cast()) };
+    status.result().map_or(0, |()| bytes)
+}
+
+pub(super) fn name(device: &CudaDevice) -> String {
+    device.cuda_stream().context().name().unwrap_or_default()
+}
+
+/// See [`Memory`].
+pub(super) fn memory(device: &CudaDevice) -> Option<Memory> {
+    let (free, total) = device.cuda_stream().context().mem_get_info().ok()?;
+    let pool = pool(device)?;
+    let now = CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT;
+    let high = CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
+    let graphs_now = CUgraphMem_attribute::CU_GRAPH_MEM_ATTR_USED_MEM_CURRENT;
+    let graphs_high = CUgraphMem_attribute::CU_GRAPH_MEM_ATTR_USED_MEM_HIGH;
+    Some(Memory {
+        taken: total.saturating_sub(free) as u64,
+        used: pool_bytes(pool, now) + graph_bytes(device, graphs_now),
+        peak: pool_bytes(pool, high) + graph_bytes(device, graphs_high),
+    })
+}
+
+/// Resets what [`memory`] calls the peak.
+pub(super) fn watch_memory(device: &CudaDevice) {
+    let Some(pool) = pool(device) else { return };
+    let card = device.cuda_stream().context().cu_device();
+    let mut zero = 0u64;
+    let high = CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
+    let graphs_high = CUgraphMem_attribute::CU_GRAPH_MEM_ATTR_USED_MEM_HIGH;
+    // SAFETY: an open device and its pool; both attributes are `u64` and can be set to 0 only.
+    let (of_pool, of_graphs) = unsafe {
+        (
+            sys::cuMemPoolSetAttribute(pool, high, (&raw mut zero).cast()),
+            sys::cuDeviceSetGraphMemAttribute(card, graphs_high, (&raw mut zero).cast()),
+        )
+    };
+    if let Err(error) = of_pool.result().and(of_graphs.result()) {
+        tracing::warn!(%error, "the CUDA driver does not reset the peak of memory");
+    }
 }
 
 /// Bytes that may be allocated: what the card has left and what the pool keeps for us.

@@ -31,6 +31,15 @@ pub fn open(ordinal: usize, choice: KernelChoice) -> Result<Device, String> {
     card::open(ordinal, choice).map_err(|error| error.to_string())
 }
 
+/// The card's name; `None` for other devices.
+#[must_use]
+pub fn name(device: &Device) -> Option<String> {
+    match device {
+        Device::Cuda(device) => Some(card::name(device)),
+        _ => None,
+    }
+}
+
 /// Bytes that may be allocated on a card; `None` for other devices and where the driver does not say.
 #[must_use]
 pub fn free_memory(device: &Device) -> Option<u64> {
@@ -46,6 +55,33 @@ pub fn total_memory(device: &Device) -> Option<u64> {
     match device {
         Device::Cuda(device) => card::total_memory(device),
         _ => None,
+    }
+}
+
+/// What lies in a card's memory, bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// Of the whole card, by everything that runs on it, with what this process keeps without using it.
+    pub taken: u64,
+    /// What tensors and recordings of this process use.
+    pub used: u64,
+    /// The most they used since [`watch_memory`]. Tensors and recordings peak apart, so this is an upper bound.
+    pub peak: u64,
+}
+
+/// What lies in a card's memory; `None` for other devices and where the driver does not say.
+#[must_use]
+pub fn memory(device: &Device) -> Option<Memory> {
+    match device {
+        Device::Cuda(device) => card::memory(device),
+        _ => None,
+    }
+}
+
+/// From here on [`Memory::peak`] counts. Does nothing on other devices.
+pub fn watch_memory(device: &Device) {
+    if let Device::Cuda(device) = device {
+        card::watch_memory(device);
     }
 }
 
@@ -82,6 +118,8 @@ mod tests {
         }
         assert_eq!(free_memory(&Device::Cpu), None);
         assert_eq!(total_memory(&Device::Cpu), None);
+        watch_memory(&Device::Cpu);
+        assert_eq!(memory(&Device::Cpu), None);
     }
 
     #[test]

@@ -11,8 +11,11 @@ use std::sync::{Mutex, PoisonError};
 use candle_core::cuda_backend::WrapErr;
 use candle_core::{CudaDevice, DType, Error, Result, Tensor, TensorId};
 use cudarc::driver::CudaGraph;
-use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
+use cudarc::driver::sys::{
+    self, CUevent_flags, CUgraphInstantiate_flags, CUgraphNodeType, CUstreamCaptureMode,
+};
 
+use super::Recording;
 use super::operand::{taken, uninitialised};
 
 /// Shapes kept: two sizes, each with and without the negative prompt.
@@ -111,6 +114,18 @@ impl Replay {
         Ok(output)
     }
 
+    /// The recording that ran last, run `runs` times more on the inputs it has; `None` if the last shape has none.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn measure(&self, runs: usize) -> Result<Option<Recording>> {
+        let shapes = self.shapes.lock().unwrap_or_else(PoisonError::into_inner);
+        match shapes.last() {
+            Some((_, State::Recorded(recorded))) => recorded.measure(runs).map(Some),
+            _ => Ok(None),
+        }
+    }
+
     /// Drops every recording with its memory.
     pub fn forget(&self) {
         self.shapes
@@ -159,6 +174,58 @@ fn record(
 }
 
 impl Recorded {
+    /// Counts its nodes and times it. One run goes ahead, so that the card has work while the next are queued.
+    fn measure(&self, runs: usize) -> Result<Recording> {
+        let Some((device, _)) = taken(&self.output) else {
+            candle_core::bail!("a recording on another device")
+        };
+        let stream = device.cuda_stream();
+        let event = || {
+            let flags = CUevent_flags::CU_EVENT_DEFAULT;
+            stream.context().new_event(Some(flags)).w()
+        };
+        let (begin, end) = (event()?, event()?);
+        self.graph.launch().w()?;
+        begin.record(&stream).w()?;
+        for _ in 0..runs {
+            self.graph.launch().w()?;
+        }
+        end.record(&stream).w()?;
+        let seconds = f64::from(begin.elapsed_ms(&end).w()?) / 1e3 / runs.max(1) as f64;
+        let (kernels, nodes) = self.nodes()?;
+        Ok(Recording {
+            kernels,
+            nodes,
+            seconds,
+        })
+    }
+
+    /// Launches of kernels, and nodes of all kinds.
+    fn nodes(&self) -> Result<(usize, usize)> {
+        let (graph, mut count) = (self.graph.cu_graph(), 0);
+        // SAFETY: a graph that lives; without room for them the nodes are only counted, and then there is room for all.
+        let nodes = unsafe {
+            sys::cuGraphGetNodes(graph, std::ptr::null_mut(), &raw mut count)
+                .result()
+                .w()?;
+            let mut nodes = vec![std::ptr::null_mut(); count];
+            sys::cuGraphGetNodes(graph, nodes.as_mut_ptr(), &raw mut count)
+                .result()
+                .w()?;
+            nodes
+        };
+        let mut kernels = 0;
+        for node in &nodes {
+            let mut kind = CUgraphNodeType::CU_GRAPH_NODE_TYPE_EMPTY;
+            // SAFETY: a node of that graph.
+            unsafe { sys::cuGraphNodeGetType(*node, &raw mut kind) }
+                .result()
+                .w()?;
+            kernels += usize::from(kind == CUgraphNodeType::CU_GRAPH_NODE_TYPE_KERNEL);
+        }
+        Ok((kernels, nodes.len()))
+    }
+
     /// Copies the inputs that are new, runs, and copies the result out, since the next run overwrites it.
     fn replay(&mut self, inputs: &[&Tensor]) -> Result<Tensor> {
         for (x, (id, own)) in inputs.iter().zip(&mut self.inputs) {

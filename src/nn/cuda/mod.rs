@@ -64,6 +64,17 @@ pub use choice::KernelChoice;
 pub use graph::Replay;
 pub(super) use measured::{add_sums, affine, apply_affine, measures};
 
+/// A recorded row of launches, and what it takes when nothing but the card holds it up.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Recording {
+    /// Launches of kernels.
+    pub kernels: usize,
+    /// All it consists of: kernels, copies, allocations.
+    pub nodes: usize,
+    /// Seconds of one run on the card, of runs queued one behind another.
+    pub seconds: f64,
+}
+
 /// What follows a product, in this order: bias, gating or shift, activation, slopes, residual.
 #[derive(Clone, Copy)]
 #[cfg_attr(

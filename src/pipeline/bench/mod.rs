@@ -1,5 +1,11 @@
-//! Times the parts of a job on a checkpoint's real graph (load, text, denoising steps, decode), and single operations at
-//! SDXL's shapes.
+//! Times the parts of a job on a checkpoint's real graph (load, text, denoising steps, decode), single operations at SDXL's shapes, and
+//! whole jobs.
+//!
+//! Invariants: the device is at rest when a clock starts and when it stops; on a card, where the first run of a shape chooses plans and the
+//! second records, these two are parts of their own and what follows is a median.
+
+mod job;
+mod operations;
 
 use std::path::Path;
 use std::time::Instant;
@@ -8,16 +14,16 @@ use candle_core::Tensor;
 
 use super::merged::MergedNetworks;
 use super::networks::NetworkFile;
-use super::{CheckpointSource, Error};
+use super::{CheckpointSource, Error, cuda};
 use crate::models::{Conditioning, TextTower, Unet, Vae};
+use crate::nn::Placement;
 use crate::nn::cpu::operations;
-use crate::nn::{
-    Activation, Conv2d, GroupNorm, LayerNorm, Linear, Mask, Placement, Sampling, Then,
-    cross_attention, self_attention,
-};
 use crate::weights::detect::{self, prefix};
 use crate::weights::synthetic::{SyntheticSdxl, write_lora};
 use crate::weights::{SafetensorsFile, Source};
+
+pub use job::{JobOptions, measure_jobs};
+pub use operations::measure_operations;
 
 /// Which weights are measured.
 #[derive(Debug, Clone)]
@@ -40,7 +46,7 @@ pub struct BenchOptions {
 }
 
 /// One part's time.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Part {
     /// `load unet`, `text`, `step 1`, …, `decode`, or an operation's name.
     pub name: String,
@@ -48,6 +54,14 @@ pub struct Part {
     pub seconds: f64,
     /// Floating-point operations of all products; 0 where nothing is multiplied.
     pub operations: u64,
+    /// Bytes of inputs, weights and result, each moved once; 0 = not known.
+    pub bytes: u64,
+    /// How often a denoising step has it; 0 = not known.
+    pub per_step: usize,
+    /// Launches of kernels, of a recording.
+    pub launches: Option<usize>,
+    /// Bytes that may be allocated before, and what lay on the card when it ended.
+    pub memory: Option<(u64, cuda::Memory)>,
 }
 
 /// Loads the model and runs each part, handing every time to `report` as it is known.
@@ -97,7 +111,7 @@ pub fn measure_lora_switch(
     if !lora.exists() {
         write_lora(source, LORA_RANK, lora).map_err(|error| write_error(lora, error))?;
     }
-    let (mut clip_l, mut big_g, mut unet) = timed("load", report, || {
+    let (mut clip_l, mut big_g, mut unet) = timed(place, "load", report, || {
         Ok((
             TextTower::clip_l(source, place)?,
             TextTower::big_g(source, place)?,
@@ -120,7 +134,7 @@ pub fn measure_lora_switch(
         ("another multiplier", vec![network(0.5)]),
         ("LoRA off", Vec::new()),
     ] {
-        timed(name, report, || {
+        timed(place, name, report, || {
             let mut layers = clip_l.layers_mut();
             layers.extend(big_g.layers_mut());
             layers.extend(unet.layers_mut());
@@ -158,14 +172,14 @@ fn measure_source(
     options: BenchOptions,
     report: &mut dyn FnMut(Part),
 ) -> Result<(), Error> {
-    let (clip_l, big_g) = timed("load text encoders", report, || {
+    let (clip_l, big_g) = timed(place, "load text encoders", report, || {
         Ok((
             TextTower::clip_l(source, place)?,
             TextTower::big_g(source, place)?,
         ))
     })?;
-    let unet = timed("load unet", report, || Ok(Unet::new(source, place)?))?;
-    let vae = timed("load vae", report, || {
+    let unet = timed(place, "load unet", report, || Ok(Unet::new(source, place)?))?;
+    let vae = timed(place, "load vae", report, || {
         Ok(Vae::new(source, prefix::VAE, place)?)
     })?;
     crate::trim_memory();
@@ -179,7 +193,7 @@ fn measure_source(
         })
     };
     let chunks = [chunk(12), chunk(0)];
-    let (context, pooled) = timed("text", report, || {
+    let (context, pooled) = settled(place, "text", report, || {
         let (l, g) = (clip_l.encode(&chunks, &[])?, big_g.encode(&chunks, &[])?);
         let context = Tensor::cat(&[l.hidden, g.hidden], 2)?;
         let pooled = g
@@ -190,19 +204,50 @@ fn measure_source(
     let sizes = unet.vector_width().saturating_sub(pooled.dim(1)?);
     let sizes = Tensor::zeros((2, sizes), place.dtype, &place.device)?;
     let vector = Tensor::cat(&[pooled, sizes], 1)?;
-    let conditioning = timed("context keys and values", report, || {
+    let conditioning = settled(place, "context keys and values", report, || {
         Ok(unet.condition(&context, &vector)?)
     })?;
 
     let x = measure_steps(&unet, &conditioning, place, options, report)?;
     let latents = x.narrow(0, 0, 1)?.narrow(3, 0, 4)?.contiguous()?;
     crate::trim_memory();
-    let picture = timed("decode", report, || Ok(vae.decode(&latents)?))?;
+    let picture = settled(place, "decode", report, || Ok(vae.decode(&latents)?))?;
     let sum = picture.sum_all()?.to_dtype(candle_core::DType::F32)?;
     if sum.to_scalar::<f32>()?.is_finite() {
         Ok(())
     } else {
         Err(Error::NotANumber { stage: "VAE" })
+    }
+}
+
+/// Runs of a part on a card, of which the median counts.
+const RUNS: usize = 5;
+
+/// Times a part that can be run again: once on the CPU; on a card the run that chooses plans, then the median of some.
+fn settled<T>(
+    place: &Placement,
+    name: &str,
+    report: &mut dyn FnMut(Part),
+    work: impl Fn() -> Result<T, Error>,
+) -> Result<T, Error> {
+    if !place.device.is_cuda() {
+        return timed(place, name, report, work);
+    }
+    let (_, first) = clocked(place, &format!("first {name}"), &work)?;
+    let operations = first.operations;
+    report(first);
+    let mut times = Vec::with_capacity(RUNS);
+    loop {
+        let (value, part) = clocked(place, name, &work)?;
+        times.push(part.seconds);
+        if times.len() == RUNS {
+            report(Part {
+                seconds: median(&mut times),
+                operations,
+                ..part
+            });
+            return Ok(value);
+        }
     }
 }
 
@@ -220,12 +265,21 @@ fn measure_steps(
         .collect();
     let mut x =
         Tensor::from_vec(wave, (2, h, w, channels), &place.device)?.to_dtype(place.dtype)?;
-    for step in 1..=options.steps {
-        let t = 999.0 * (1.0 - step as f32 / (options.steps + 1) as f32);
+    // The first run of a shape on a card chooses plans, the second records.
+    let warm_up = if place.device.is_cuda() { 2 } else { 0 };
+    let (mut operations, mut later) = (0, Vec::new());
+    for step in 1..=warm_up + options.steps {
+        let t = 999.0 * (1.0 - step as f32 / (warm_up + options.steps + 1) as f32);
         let name = format!("step {step} (batch of 2)");
-        let eps = timed(&name, report, || {
+        let (eps, part) = clocked(place, &name, || {
             Ok(unet.forward(&x, &[t, t], conditioning)?)
         })?;
+        operations = operations.max(part.operations);
+        if step <= warm_up || warm_up == 0 {
+            report(part);
+        } else {
+            later.push(part);
+        }
         // An inpainting checkpoint's further channels stay as they are.
         let eps = match channels {
             4 => eps,
@@ -236,111 +290,80 @@ fn measure_steps(
         };
         x = (x - (eps * 0.1)?)?;
     }
+    report_steps(unet, operations, later, report)?;
     Ok(x)
 }
 
+/// Runs of a recording that are timed.
+const REPLAYS: usize = 10;
+
+/// The median of replayed steps, and what the card alone takes for one. `operations`: of a step, since what is replayed counts none.
+fn report_steps(
+    unet: &Unet,
+    operations: u64,
+    mut steps: Vec<Part>,
+    report: &mut dyn FnMut(Part),
+) -> Result<(), Error> {
+    let mut times: Vec<f64> = steps.iter().map(|part| part.seconds).collect();
+    let Some(last) = steps.pop() else {
+        return Ok(());
+    };
+    let recording = unet.measure_recording(REPLAYS)?;
+    report(Part {
+        name: format!("step, median of {} (batch of 2)", times.len()),
+        seconds: median(&mut times),
+        operations,
+        launches: recording.map(|recording| recording.kernels),
+        ..last
+    });
+    if let Some(recording) = recording {
+        report(Part {
+            name: "step, the card alone (batch of 2)".into(),
+            seconds: recording.seconds,
+            operations,
+            launches: Some(recording.kernels),
+            ..Part::default()
+        });
+    }
+    Ok(())
+}
+
+/// Runs a part between two rests of the device.
 fn timed<T>(
+    place: &Placement,
     name: &str,
     report: &mut dyn FnMut(Part),
     work: impl FnOnce() -> Result<T, Error>,
 ) -> Result<T, Error> {
-    let (start, before) = (Instant::now(), operations());
-    let value = work()?;
-    report(Part {
-        name: name.to_string(),
-        seconds: start.elapsed().as_secs_f64(),
-        operations: operations() - before,
-    });
+    let (value, part) = clocked(place, name, work)?;
+    report(part);
     Ok(value)
 }
 
-/// Seconds each operation is repeated for.
-const OPERATION_SECONDS: f64 = 1.0;
-
-/// Times single operations at the shapes of SDXL at 512x512, batch of 2: the median of the runs of a second.
-///
-/// # Errors
-/// When an operation fails.
-pub fn measure_operations(place: &Placement, report: &mut dyn FnMut(Part)) -> Result<(), Error> {
-    let wave = |shape: &[usize], scale: f32| -> candle_core::Result<Tensor> {
-        let n: usize = shape.iter().product();
-        let values = (0..n).map(|i| (i as f32 * 0.37).sin() * scale).collect();
-        Tensor::from_vec(values, shape, &place.device)?.to_dtype(place.dtype)
+fn clocked<T>(
+    place: &Placement,
+    name: &str,
+    work: impl FnOnce() -> Result<T, Error>,
+) -> Result<(T, Part), Error> {
+    let device = &place.device;
+    device.synchronize()?;
+    let free = cuda::free_memory(device);
+    cuda::watch_memory(device);
+    let (start, before) = (Instant::now(), operations());
+    let value = work()?;
+    device.synchronize()?;
+    let part = Part {
+        name: name.to_string(),
+        seconds: start.elapsed().as_secs_f64(),
+        operations: operations() - before,
+        memory: free.zip(cuda::memory(device)),
+        ..Part::default()
     };
-    let noise = |n: usize| -> Vec<f32> { (0..n).map(|i| (i as f32 * 1.7).sin() * 0.02).collect() };
-    for (c, side) in [(320, 64), (640, 32), (1280, 16)] {
-        let conv = Conv2d::new(place, &noise(c * c * 9), [c, c, 3], None, Sampling::SAME)?;
-        let x = wave(&[2, side, side, c], 1.0)?;
-        repeat(
-            &format!("convolution 3x3 {c} channels {side}x{side}"),
-            report,
-            || conv.forward(&x),
-        )?;
-        let norm = GroupNorm::new(place, &noise(c), &noise(c), 1e-5)?.silu();
-        repeat(
-            &format!("group norm + SiLU {c} channels {side}x{side}"),
-            report,
-            || norm.forward(&x),
-        )?;
-    }
-    let plain = Then::Activate(Activation::None);
-    for (tokens, inputs, outputs, then) in [
-        (1024, 640, 5120, Then::Geglu),
-        (256, 1280, 10240, Then::Geglu),
-        (1024, 2560, 640, plain),
-        (256, 5120, 1280, plain),
-        (256, 1280, 3840, plain),
-    ] {
-        let linear = Linear::new(place, &noise(inputs * outputs), outputs, None, then)?;
-        let x = wave(&[2, tokens, inputs], 1.0)?;
-        let gate = if then == Then::Geglu { " + GEGLU" } else { "" };
-        repeat(
-            &format!("linear {tokens}x{inputs}x{outputs}{gate}"),
-            report,
-            || linear.forward(&x),
-        )?;
-    }
-    for (tokens, heads) in [(4096, 10), (1024, 10), (256, 20)] {
-        let qkv = wave(&[2, tokens, 3 * 64 * heads], 1.0)?;
-        repeat(
-            &format!("self-attention {tokens} tokens, {heads} heads"),
-            report,
-            || self_attention(&qkv, heads, Mask::Full),
-        )?;
-        let (q, kv) = (
-            wave(&[2, tokens, 64 * heads], 1.0)?,
-            wave(&[2, 77, 2 * 64 * heads], 1.0)?,
-        );
-        repeat(
-            &format!("cross-attention {tokens} tokens, {heads} heads"),
-            report,
-            || cross_attention(&q, &kv, heads),
-        )?;
-    }
-    let norm = LayerNorm::new(place, &noise(1280), &noise(1280))?;
-    let x = wave(&[2, 256, 1280], 1.0)?;
-    repeat("layer norm 512x1280", report, || norm.forward(&x))
+    Ok((value, part))
 }
 
-fn repeat(
-    name: &str,
-    report: &mut dyn FnMut(Part),
-    run: impl Fn() -> candle_core::Result<Tensor>,
-) -> Result<(), Error> {
-    run()?;
-    let (begin, before) = (Instant::now(), operations());
-    let mut seconds = Vec::new();
-    while begin.elapsed().as_secs_f64() < OPERATION_SECONDS || seconds.len() < 5 {
-        let start = Instant::now();
-        run()?.device().synchronize()?;
-        seconds.push(start.elapsed().as_secs_f64());
-    }
-    let operations = (operations() - before) / seconds.len() as u64;
-    seconds.sort_by(f64::total_cmp);
-    report(Part {
-        name: name.to_string(),
-        seconds: seconds[seconds.len() / 2],
-        operations,
-    });
-    Ok(())
+/// The median of some times, seconds.
+fn median(times: &mut [f64]) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times.get(times.len() / 2).copied().unwrap_or(f64::NAN)
 }
