@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use candle_core::DType;
+use candle_core::{DType, Device};
 use clap::Args;
 
 use super::{Common, Stop, load_config, print};
@@ -51,7 +51,7 @@ pub struct BenchArgs {
     /// Measure putting this LoRA on and off; a file that is not there is written first (noise of rank 64 for every layer)
     #[arg(long, value_name = "FILE", conflicts_with_all = ["operations", "write"])]
     pub lora_switch: Option<PathBuf>,
-    /// auto, f32 or bf16
+    /// auto, f32, bf16 or fp8
     #[arg(long, value_name = "DTYPE")]
     pub dtype: Option<DtypeChoice>,
     /// Threads that compute [default: as many as the process may use]
@@ -122,16 +122,14 @@ fn place(args: &BenchArgs, config: &Config) -> Result<Placement, Stop> {
     let dtype = match args.dtype.unwrap_or(device.dtype) {
         DtypeChoice::Auto | DtypeChoice::F32 => DType::F32,
         DtypeChoice::Bf16 => DType::BF16,
+        DtypeChoice::Fp8 => DType::F8E4M3,
         DtypeChoice::F16 => {
             return Err(Stop::usage_text(
-                "the CPU computes in f32 and bf16; use `--dtype bf16` or `--dtype f32`",
+                "the CPU computes in f32, bf16 and fp8; use `--dtype bf16` or `--dtype f32`",
             ));
         }
     };
-    Ok(Placement {
-        dtype,
-        ..Placement::cpu()
-    })
+    Ok(Placement::new(Device::Cpu, dtype))
 }
 
 /// `peak`: floating-point operations a second that the machine reaches from its registers.

@@ -1,5 +1,5 @@
-//! Device, compute type and CUDA kernels as they are typed: `auto`, `cpu`, `cuda:1`; `auto`, `f32`, `bf16`, `f16`; `auto`, `own`,
-//! `library`.
+//! Device, compute type and CUDA kernels as they are typed: `auto`, `cpu`, `cuda:1`; `auto`, `f32`, `bf16`, `f16`, `fp8`; `auto`,
+//! `own`, `library`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -75,6 +75,8 @@ pub enum DtypeChoice {
     Bf16,
     /// Half float.
     F16,
+    /// e4m3 in the UNet's linear layers over tokens, brain float elsewhere.
+    Fp8,
 }
 
 impl FromStr for DtypeChoice {
@@ -86,8 +88,9 @@ impl FromStr for DtypeChoice {
             "f32" => Ok(Self::F32),
             "bf16" => Ok(Self::Bf16),
             "f16" => Ok(Self::F16),
+            "fp8" => Ok(Self::Fp8),
             _ => Err(format!(
-                "unknown dtype: `{text}`; use `auto`, `f32`, `bf16` or `f16`"
+                "unknown dtype: `{text}`; use `auto`, `f32`, `bf16`, `f16` or `fp8`"
             )),
         }
     }

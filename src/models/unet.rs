@@ -34,6 +34,20 @@ pub struct Unet {
     replay: Replay,
 }
 
+/// Whether a tensor of a checkpoint is the weight of a linear layer over tokens: attention, feed-forward, and the projections around them.
+#[must_use]
+pub fn is_over_tokens(key: &str) -> bool {
+    let layer = key
+        .strip_prefix(prefix::UNET)
+        .and_then(|key| key.strip_suffix(".weight"));
+    layer.is_some_and(|layer| {
+        let is_norm = layer.contains(".norm");
+        layer.ends_with(".proj_in")
+            || layer.ends_with(".proj_out")
+            || layer.contains(".transformer_blocks.") && !is_norm
+    })
+}
+
 /// The stages behind one entry of `input_blocks` or `output_blocks`.
 #[derive(Debug)]
 struct Block {
@@ -407,6 +421,7 @@ fn stages(
             *channels = block.channels;
             Stage::Res(Box::new(block))
         } else if at.has("proj_in.weight") {
+            let at = at.over_tokens();
             Stage::Transformer(SpatialTransformer::new(&at, *channels, sizes.context)?)
         } else if let Some(name) = ["op", "conv"]
             .into_iter()

@@ -44,7 +44,7 @@ impl Conv2d {
                 self.op(shape, weight, bias.as_deref(), kernels::Second::Residual)?
                     .run_parts(parts, residual)
             }
-            Weight::Tensors { .. } => {
+            Weight::Tensors { .. } | Weight::Scaled(_) => {
                 self.run_tensors(parts, residual.map_or(Second::None, Second::Residual))
             }
         }

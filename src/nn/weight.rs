@@ -3,10 +3,11 @@
 //! Invariant: its place in memory is chosen once. Rows are written where they lie, so that whoever recorded the addresses (a
 //! captured CUDA graph) sees the new values.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, WithDType};
 
 use super::cpu::Isa;
 use super::cpu::packed::{Columns, Layout, Packed};
+use super::fp8::Scaled;
 use super::layers::Placement;
 
 /// A weight `[outputs, inputs]` and what is added to the product.
@@ -23,6 +24,8 @@ pub(super) enum Weight {
         bias: Option<Tensor>,
         order: RowOrder,
     },
+    /// In e4m3.
+    Scaled(Scaled),
 }
 
 /// Where a checkpoint's rows lie in a tensor.
@@ -86,6 +89,7 @@ impl Weight {
         match self {
             Self::Packed { weight, .. } => weight.bytes(),
             Self::Tensors { weight, .. } => weight.elem_count() * weight.dtype().size_in_bytes(),
+            Self::Scaled(weight) => weight.bytes(),
         }
     }
 
@@ -94,6 +98,7 @@ impl Weight {
         match self {
             Self::Packed { weight, .. } => weight.inputs(),
             Self::Tensors { weight, .. } => weight.elem_count() / weight.dims()[0].max(1),
+            Self::Scaled(weight) => weight.inputs(),
         }
     }
 
@@ -115,6 +120,7 @@ impl Weight {
                 check(first_row, values.len(), rows, inputs)?;
                 overwrite(weight, *order, first_row, &arranged(values, inputs, index))
             }
+            Self::Scaled(weight) => weight.write(first_row, values),
         }
     }
 
@@ -140,6 +146,7 @@ impl Weight {
                     None => Ok(()),
                 }
             }
+            Self::Scaled(weight) => weight.write_bias(first_row, values),
         }
     }
 
@@ -159,6 +166,7 @@ impl Weight {
                 }
                 _ => *bias = None,
             },
+            Self::Scaled(weight) => weight.remove_bias(),
         }
     }
 
@@ -174,6 +182,7 @@ impl Weight {
                 .flatten()
                 .flat_map(values)
                 .collect(),
+            Self::Scaled(weight) => weight.stored(),
         }
     }
 }
@@ -187,7 +196,7 @@ pub(super) fn values(t: &Tensor) -> Vec<f32> {
 }
 
 /// Whether `len` values are whole rows of `row`, from `first_row` on, of `rows`.
-fn check(first_row: usize, len: usize, rows: usize, row: usize) -> Result<()> {
+pub(super) fn check(first_row: usize, len: usize, rows: usize, row: usize) -> Result<()> {
     if row == 0 || !len.is_multiple_of(row) || first_row + len / row > rows {
         candle_core::bail!("{len} values from row {first_row} on do not fit {rows} rows of {row}");
     }
@@ -202,16 +211,16 @@ fn arranged(values: &[f32], len: usize, index: impl Fn(usize) -> usize) -> Vec<f
 }
 
 /// Writes rows of a tensor in place, `first_row` and `values` counting as a checkpoint does.
-pub(super) fn overwrite(
+pub(super) fn overwrite<T: WithDType>(
     tensor: &Tensor,
     order: RowOrder,
     first_row: usize,
-    values: &[f32],
+    values: &[T],
 ) -> Result<()> {
     let rows = tensor.dim(0)?;
     let row = tensor.elem_count() / rows.max(1);
     check(first_row, values.len(), rows, row)?;
-    let source = |values: &[f32], shape: &[usize]| {
+    let source = |values: &[T], shape: &[usize]| {
         Tensor::from_slice(values, shape, tensor.device())?.to_dtype(tensor.dtype())
     };
     if order == RowOrder::Plain {

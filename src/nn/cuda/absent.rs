@@ -6,11 +6,22 @@ use candle_core::{CudaDevice, Device, Result, Tensor};
 use super::{Epilogue, KernelChoice};
 use crate::nn::attention::Mask;
 use crate::nn::cpu::rows::Window;
-use crate::nn::layers::GroupNorm;
+use crate::nn::fp8::Codes;
+use crate::nn::layers::{GroupNorm, LayerNorm, Then};
 
 type Answer = Option<Result<Tensor>>;
 
 pub(in crate::nn) fn linear(_: &Tensor, _: &Tensor, _: &Epilogue<'_>) -> Answer {
+    None
+}
+
+pub(in crate::nn) fn linear_e4m3(
+    _: &Tensor,
+    _: Option<&LayerNorm>,
+    _: &Codes,
+    _: Then,
+    _: Option<&Tensor>,
+) -> Answer {
     None
 }
 
@@ -56,6 +67,10 @@ pub(super) fn open(ordinal: usize, _: KernelChoice) -> Result<Device> {
 }
 
 pub(super) fn free_memory(_: &CudaDevice) -> Option<u64> {
+    None
+}
+
+pub(super) fn no_e4m3(_: &CudaDevice) -> Option<String> {
     None
 }
 

@@ -29,6 +29,15 @@ pub fn open(ordinal: usize, choice: KernelChoice) -> Result<Device, String> {
     card::open(ordinal, choice).map_err(|error| error.to_string())
 }
 
+/// Why a card cannot multiply e4m3; `None` if it can, and for the CPU.
+#[must_use]
+pub fn no_e4m3(device: &Device) -> Option<String> {
+    match device {
+        Device::Cuda(device) => card::no_e4m3(device),
+        _ => None,
+    }
+}
+
 /// Bytes that may be allocated on a card; `None` for other devices and where the driver does not say.
 #[must_use]
 pub fn free_memory(device: &Device) -> Option<u64> {

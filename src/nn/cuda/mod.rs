@@ -51,7 +51,7 @@ use absent as bodies;
 pub use absent::Replay;
 pub(super) use bodies::{
     combine, concat_channels, conv2d, cross_attention, group_norm, layer_norm, linear,
-    self_attention,
+    linear_e4m3, self_attention,
 };
 pub use choice::KernelChoice;
 #[cfg(feature = "cuda")]
