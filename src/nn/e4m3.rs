@@ -79,3 +79,69 @@ pub(super) fn quantised<E: Element>(rows: &[E], inputs: usize) -> (Vec<E>, Vec<f
 pub(super) fn codes(values: &[f32]) -> Vec<u8> {
     values.par_iter().map(|value| code(*value)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device, Tensor};
+
+    use super::*;
+
+    /// The value of a code, from the format's definition.
+    fn value(code: u8) -> f32 {
+        let (exponent, mantissa) = (i32::from(code >> 3 & 15), f32::from(code & 7));
+        let magnitude = match (exponent, code & 0x7f) {
+            (_, 0x7f) => f32::NAN,
+            (0, _) => mantissa / 512.0,
+            _ => (8.0 + mantissa) * (exponent as f32 - 10.0).exp2(),
+        };
+        magnitude.copysign(if code < 0x80 { 1.0 } else { -1.0 })
+    }
+
+    #[test]
+    fn every_code_is_a_value_that_stays_itself() {
+        for expected in 0..=u8::MAX {
+            let value = value(expected);
+            if value.is_nan() {
+                assert!(rounded(value).is_nan());
+                assert_eq!(code(value), 0x7f, "one NaN of the two");
+            } else {
+                assert_eq!(rounded(value).to_bits(), value.to_bits(), "{expected:#x}");
+                assert_eq!(code(value), expected, "{value}");
+            }
+        }
+    }
+
+    /// candle's conversion is another implementation, table-driven and in `f64`.
+    #[test]
+    fn rounding_is_that_of_another_implementation() {
+        let values: Vec<f32> = (0..0x7f).map(value).collect();
+        let ties = values.windows(2).map(|w| f32::midpoint(w[0], w[1]));
+        let mut x: Vec<f32> = ties
+            .flat_map(|tie| [tie.next_down(), tie, tie.next_up()])
+            .chain([464.0, 465.0, 1e9, f32::MAX, f32::MIN_POSITIVE, 1e-45])
+            .collect();
+        // Logarithmically through all magnitudes that matter.
+        x.extend((0..20_000).map(|i| (i as f32 / 1000.0 - 10.5).exp2()));
+        x.extend(x.clone().iter().map(|x| -x));
+        let other = Tensor::from_slice(&x, x.len(), &Device::Cpu).unwrap();
+        let other = other.to_dtype(DType::F8E4M3).unwrap();
+        let other: Vec<f32> = other.to_dtype(DType::F32).unwrap().to_vec1().unwrap();
+        for (x, want) in x.iter().zip(other) {
+            let got = rounded(*x);
+            assert!(got.to_bits() == want.to_bits(), "{x:e}: {got} for {want}");
+            assert_eq!(value(code(got)).to_bits(), got.to_bits());
+        }
+        assert_eq!(rounded(f32::INFINITY), 448.0, "saturates");
+        assert_eq!(rounded(-f32::INFINITY), -448.0);
+    }
+
+    #[test]
+    fn a_row_has_the_scale_of_its_largest_value() {
+        let rows = [0.0, 0.0, 0.0, 1.0, -896.0, 3.0, 1e-44, 0.0, 0.0];
+        let (values, scales) = quantised(&rows, 3);
+        assert_eq!(scales, [1.0, 2.0, 1.0], "no scale of 0");
+        assert_eq!(values, [0.0, 0.0, 0.0, 0.5, -448.0, 1.5, 0.0, 0.0, 0.0]);
+        let (values, _) = quantised(&[1.0, f32::NAN], 2);
+        assert!(values[0].is_finite() && values[1].is_nan());
+    }
+}

@@ -112,9 +112,7 @@ impl Scaled {
     /// Of weight and scales.
     pub(super) fn bytes(&self) -> usize {
         match self {
-            Self::Packed { weight, scales, .. } => {
-                weight.bytes() + size_of_val(scales.as_slice())
-            }
+            Self::Packed { weight, scales, .. } => weight.bytes() + size_of_val(scales.as_slice()),
             Self::Tensors(codes) => {
                 codes.weight.elem_count() + codes.scales.elem_count() * size_of::<f32>()
             }
@@ -297,7 +295,10 @@ impl Product<'_> {
         let inputs = self.weight.inputs();
         let mut shape = layout.dims().to_vec();
         if inputs == 0 || shape.pop() != Some(inputs) {
-            bail!("linear: {:?} by a weight of {inputs} inputs", layout.shape());
+            bail!(
+                "linear: {:?} by a weight of {inputs} inputs",
+                layout.shape()
+            );
         }
         shape.push(self.weight.outputs());
         let (x, scales) = e4m3::quantised(x, inputs);
@@ -338,5 +339,127 @@ impl CustomOp2 for Product<'_> {
         lr: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         with_type!(x, E => self.run::<E>(x, lx, Some(values(r, lr)?)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    fn wave(len: usize, seed: usize, size: f32) -> Vec<f32> {
+        let phase = |i: usize| ((i * 7 + seed * 13) as f32 * 0.37).sin();
+        (0..len)
+            .map(|i| phase(i) * phase(i * i + seed) * size)
+            .collect()
+    }
+
+    /// `rows` as they come back from e4m3, in `f64`.
+    fn through_e4m3(rows: &[f32], inputs: usize) -> Vec<f64> {
+        let (values, scales) = e4m3::quantised(rows, inputs);
+        let scale = |i: usize| f64::from(scales[i / inputs]);
+        let values = values.iter().enumerate();
+        values.map(|(i, v)| f64::from(*v) * scale(i)).collect()
+    }
+
+    fn gelu(x: f64) -> f64 {
+        0.5 * x * (1.0 + f64::from(candle_core::cpu::erf::erf(x / 2f64.sqrt()) as f32))
+    }
+
+    /// The largest difference between a layer and its formula in `f64`, relative to the largest value.
+    fn worst(dtype: DType, [m, n, k]: [usize; 3], then: Then, residual: bool) -> f64 {
+        let place = Placement::new(Device::Cpu, dtype);
+        let (x, weight) = (wave(m * k, 1, 3.0), wave(n * k, 2, 0.1));
+        let tensor = |values: &[f32], last: usize| {
+            let tensor = Tensor::from_slice(values, (m, last), &Device::Cpu).unwrap();
+            tensor.to_dtype(dtype).unwrap()
+        };
+        // What the type keeps is what both sides see.
+        let (kept, bias) = (tensor(&x, k), wave(n, 3, 0.5));
+        let x: Vec<f32> = super::super::weight::values(&kept);
+        let outputs = if then == Then::Geglu { n / 2 } else { n };
+        let added = tensor(&wave(m * outputs, 4, 1.0), outputs);
+        let layer = Linear::e4m3(&place, &weight, n, Some(&bias), then).unwrap();
+        let got = if residual {
+            layer.forward_add(&kept, &added)
+        } else {
+            layer.forward(&kept)
+        };
+        let got = super::super::weight::values(&got.unwrap());
+        let added = super::super::weight::values(&added);
+
+        let (x, weight) = (through_e4m3(&x, k), through_e4m3(&weight, k));
+        let sum = |row: usize, column: usize| {
+            let (x, w) = (&x[row * k..][..k], &weight[column * k..][..k]);
+            x.iter().zip(w).map(|(x, w)| x * w).sum::<f64>() + f64::from(bias[column])
+        };
+        let want = |i: usize| {
+            let (row, column) = (i / outputs, i % outputs);
+            let y = match then {
+                Then::Geglu => sum(row, column) * gelu(sum(row, n / 2 + column)),
+                Then::Activate(_) => sum(row, column),
+            };
+            y + if residual { f64::from(added[i]) } else { 0.0 }
+        };
+        let want: Vec<f64> = (0..m * outputs).map(want).collect();
+        let largest = want.iter().fold(0f64, |most, v| most.max(v.abs()));
+        let apart = want
+            .iter()
+            .zip(&got)
+            .map(|(w, g)| (w - f64::from(*g)).abs());
+        apart.fold(0f64, f64::max) / largest
+    }
+
+    #[test]
+    fn a_layer_is_its_formula_over_rounded_operands() {
+        let plain = Then::Activate(Activation::None);
+        // f32: sums of 300 products in another order, 2^-24 each. bf16: one rounding of the result, 2^-9.
+        for (dtype, most) in [(DType::F32, 2e-6), (DType::BF16, 4e-3)] {
+            for shape in [[7, 48, 64], [33, 70, 300], [1, 2, 5]] {
+                for then in [plain, Then::Geglu] {
+                    for residual in [false, true] {
+                        let worst = worst(dtype, shape, then, residual);
+                        assert!(worst < most, "{dtype:?} {shape:?} {then:?}: {worst}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_normed_product_is_norm_and_product() {
+        let place = Placement::new(Device::Cpu, DType::F8E4M3);
+        let then = Then::Activate(Activation::None);
+        let norm = LayerNorm::new(&place, &wave(64, 1, 2.0), &wave(64, 2, 1.0)).unwrap();
+        let layer = Linear::e4m3(&place, &wave(24 * 64, 3, 0.1), 24, None, then).unwrap();
+        let x = Tensor::from_vec(wave(5 * 64, 4, 3.0), (1, 5, 64), &Device::Cpu);
+        let x = x.unwrap().to_dtype(DType::BF16).unwrap();
+        let values = |t: Result<Tensor>| super::super::weight::values(&t.unwrap());
+        let want = values(layer.forward(&norm.forward(&x).unwrap()));
+        assert_eq!(values(layer.forward_normed(&x, &norm)), want);
+        assert!(
+            layer
+                .forward(&x.narrow(2, 0, 32).unwrap().contiguous().unwrap())
+                .is_err()
+        );
+    }
+
+    /// Bytes and scales as a card keeps them, whose product is elsewhere; here they lie in the host's memory.
+    #[test]
+    fn a_card_gets_a_byte_a_value_and_pairs_of_rows() {
+        let place = Placement {
+            dtype: DType::F16,
+            ..Placement::cpu()
+        };
+        let rows = [448.0, 1.0, -896.0, 2.0, 0.0, 0.0, 224.0, 0.25];
+        let layer = Linear::e4m3(&place, &rows, 4, None, Then::Geglu).unwrap();
+        assert_eq!(layer.bytes(), 8 + 4 * 4);
+        let codes = [0x7e, 0x38, 0x00, 0x00, 0xfe, 0x38, 0x7e, 0x30].map(f32::from);
+        let stored = layer.weight.stored();
+        assert_eq!(stored[..8], codes, "value 0, gate 0, value 1, gate 1");
+        assert_eq!(stored[8..12], [1.0, 1.0, 2.0, 0.5]);
+        let x = Tensor::zeros((1, 2), DType::F16, &Device::Cpu).unwrap();
+        assert!(layer.forward(&x).is_err(), "no body for this type");
     }
 }

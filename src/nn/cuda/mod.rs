@@ -50,8 +50,8 @@ use absent as bodies;
 #[cfg(not(feature = "cuda"))]
 pub use absent::Replay;
 pub(super) use bodies::{
-    combine, concat_channels, conv2d, cross_attention, group_norm, layer_norm, linear,
-    linear_e4m3, self_attention,
+    combine, concat_channels, conv2d, cross_attention, group_norm, layer_norm, linear, linear_e4m3,
+    self_attention,
 };
 pub use choice::KernelChoice;
 #[cfg(feature = "cuda")]
