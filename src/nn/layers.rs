@@ -441,7 +441,7 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
-    const EPS: f32 = 1e-5;
+    pub(super) const EPS: f32 = 1e-5;
 
     /// From weight and bias `[channels]`.
     ///

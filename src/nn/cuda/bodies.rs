@@ -4,12 +4,14 @@ use candle_core::{Result, Tensor};
 
 use super::attention::Call as Attention;
 use super::convolution::Call as Convolution;
+use super::fp8::Call as LinearE4m3;
 use super::linear::Call as Linear;
 use super::operand::taken;
 use super::{Epilogue, elementwise, engine, norm};
 use crate::nn::attention::Mask;
 use crate::nn::cpu::rows::Window;
-use crate::nn::layers::GroupNorm;
+use crate::nn::fp8::Codes;
+use crate::nn::layers::{GroupNorm, LayerNorm, Then};
 
 type Answer = Option<Result<Tensor>>;
 
@@ -17,6 +19,19 @@ type Answer = Option<Result<Tensor>>;
 pub(in crate::nn) fn linear(x: &Tensor, weight: &Tensor, epilogue: &Epilogue<'_>) -> Answer {
     let (device, kind) = taken(x)?;
     let call = Linear::new(kind, x, weight, epilogue);
+    Some(call.and_then(|call| engine::with(device, |engine| call.run(engine))))
+}
+
+/// `norm` (if any) of `x` `[..., k]`, by a weight `[n, k]` in e4m3; `then`, plus `residual`.
+pub(in crate::nn) fn linear_e4m3(
+    x: &Tensor,
+    norm: Option<&LayerNorm>,
+    weight: &Codes,
+    then: Then,
+    residual: Option<&Tensor>,
+) -> Answer {
+    let (device, kind) = taken(x)?;
+    let call = LinearE4m3::new(kind, x, norm, weight, then, residual);
     Some(call.and_then(|call| engine::with(device, |engine| call.run(engine))))
 }
 

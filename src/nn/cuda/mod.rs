@@ -30,6 +30,8 @@ pub mod device;
 mod elementwise;
 #[cfg(feature = "cuda")]
 mod engine;
+#[cfg(feature = "cuda")]
+mod fp8;
 #[cfg(any(feature = "cuda", test))]
 mod geometry;
 #[cfg(feature = "cuda")]
