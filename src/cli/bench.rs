@@ -9,9 +9,9 @@ use super::{Common, Stop, load_config, print};
 use crate::config::{Config, DtypeChoice};
 use crate::engine::backend::prepare_cpu;
 use crate::engine::models::Catalog;
-use crate::nn::Placement;
 use crate::nn::cpu::peak::peak;
 use crate::nn::cpu::{Isa, Precision};
+use crate::nn::{Placement, Storage};
 use crate::pipeline::bench::{
     BenchModel, BenchOptions, Part, measure, measure_lora_switch, measure_operations,
     write_synthetic,
@@ -157,7 +157,11 @@ fn line(part: &Part, peak: f64, json: bool) -> String {
 fn summary(place: &Placement, peak: f64, json: bool) -> String {
     let memory = telemetry::peak_memory_bytes().unwrap_or(0) as f64 / 1e9;
     let (isa, threads) = (Isa::chosen(), rayon::current_num_threads());
-    let (dtype, peak) = (place.dtype.as_str(), peak / 1e9);
+    let dtype = match place.storage {
+        Storage::Wide => place.dtype.as_str(),
+        Storage::E4m3 => "fp8",
+    };
+    let peak = peak / 1e9;
     if json {
         let value = serde_json::json!({
             "peak_rss_gb": memory,

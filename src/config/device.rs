@@ -145,6 +145,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn types_parse_as_they_are_printed() {
+        for (name, choice) in [("bf16", DtypeChoice::Bf16), ("fp8", DtypeChoice::Fp8)] {
+            assert_eq!(name.parse(), Ok(choice));
+            assert_eq!(serde_json::to_value(choice).unwrap(), name);
+        }
+        assert!("f8".parse::<DtypeChoice>().unwrap_err().contains("`fp8`"));
+    }
+
+    #[test]
     fn devices_parse_and_print() {
         assert_eq!("cuda:3".parse(), Ok(DeviceChoice::Cuda(3)));
         assert_eq!(DeviceChoice::Cuda(0).to_string(), "cuda:0");

@@ -454,3 +454,30 @@ fn context_width(b: &Build<'_>) -> std::result::Result<usize, Error> {
         &keys.find(|key| b.has(key)).unwrap_or_else(|| first.into()),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::synthetic::SyntheticSdxl;
+
+    /// SDXL's UNet has 2 567 463 684 values; its transformers are of widths 640 (10 blocks) and 1280 (60).
+    #[test]
+    fn six_of_seven_values_of_sdxl_are_over_tokens() {
+        let sdxl = SyntheticSdxl::new();
+        let keys = sdxl.keys().into_iter().filter(|key| is_over_tokens(key));
+        let values = keys.map(|key| {
+            sdxl.shape(key)
+                .unwrap_or_default()
+                .iter()
+                .product::<usize>()
+        });
+        let block = |c: usize| 18 * c * c + 2 * 2048 * c;
+        let around = |c: usize| 2 * c * c;
+        let expected = 10 * block(640) + 5 * around(640) + 60 * block(1280) + 6 * around(1280);
+        assert_eq!(values.sum::<usize>(), expected);
+        assert_eq!(expected, 2_207_744_000);
+        assert!(!is_over_tokens(
+            "first_stage_model.decoder.mid.attn_1.proj_out.weight"
+        ));
+    }
+}
