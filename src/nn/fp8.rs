@@ -257,8 +257,9 @@ impl Linear {
             Then::Geglu => Columns::Geglu,
             Then::Activate(_) => Columns::Plain,
         };
+        let weight = Scaled::new(place, weight, outputs, bias, columns)?;
         Ok(Self {
-            weight: Weight::Scaled(Scaled::new(place, weight, outputs, bias, columns)?),
+            weight: Weight::Scaled(Box::new(weight)),
             then,
             origins: Vec::new(),
         })
@@ -364,7 +365,7 @@ mod tests {
     }
 
     fn gelu(x: f64) -> f64 {
-        0.5 * x * (1.0 + f64::from(candle_core::cpu::erf::erf(x / 2f64.sqrt()) as f32))
+        0.5 * x * (1.0 + candle_core::cpu::erf::erf_f64(x / 2f64.sqrt()))
     }
 
     /// The largest difference between a layer and its formula in `f64`, relative to the largest value.
@@ -455,7 +456,7 @@ mod tests {
         let rows = [448.0, 1.0, -896.0, 2.0, 0.0, 0.0, 224.0, 0.25];
         let layer = Linear::e4m3(&place, &rows, 4, None, Then::Geglu).unwrap();
         assert_eq!(layer.bytes(), 8 + 4 * 4);
-        let codes = [0x7e, 0x38, 0x00, 0x00, 0xfe, 0x38, 0x7e, 0x30].map(f32::from);
+        let codes = [0x7e, 0x38, 0x00, 0x00, 0xfe, 0x38, 0x7e, 0x30u8].map(f32::from);
         let stored = layer.weight.stored();
         assert_eq!(stored[..8], codes, "value 0, gate 0, value 1, gate 1");
         assert_eq!(stored[8..12], [1.0, 1.0, 2.0, 0.5]);

@@ -25,7 +25,7 @@ pub(super) enum Weight {
         order: RowOrder,
     },
     /// In e4m3.
-    Scaled(Scaled),
+    Scaled(Box<Scaled>),
 }
 
 /// Where a checkpoint's rows lie in a tensor.

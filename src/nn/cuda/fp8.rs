@@ -247,11 +247,9 @@ impl<'a> Call<'a> {
             0,
             sums.address(),
         ];
-        let args = [
-            operands.map(Arg::Address).as_slice(),
-            &[Arg::Shape(shape.words())],
-        ];
-        engine.launch(&format!("linear_{tile}x{tile}_f32"), grid, &args.concat())?;
+        let mut args = operands.map(Arg::Address).to_vec();
+        args.push(Arg::Shape(shape.words()));
+        engine.launch(&format!("linear_{tile}x{tile}_f32"), grid, &args)?;
         self.finish(engine, x, &sums)
     }
 }
