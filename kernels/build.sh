@@ -18,3 +18,12 @@ if ldd "$binary" | grep -E 'libcuda|libcublas|libcudnn|libcurand|libnvrtc|not fo
     echo "build: the binary must find these at run time, not at its start" >&2
     exit 1
 fi
+
+# The proof that it starts: with a driver on the card, without one on the CPU, and it says which.
+folder=$(mktemp -d)
+trap 'rm -r "$folder"' EXIT
+"$binary" prompt "a red apple" --data-dir "$folder/data" --output "$folder/apple.png"
+echo "starts and makes a picture of $(stat -c %s "$folder/apple.png") bytes"
+
+# What a bare GPU machine is handed: see kernels/gpu.sh.
+kernels/gpu/pack.py pack "$binary" .gpu/sdgen.xz

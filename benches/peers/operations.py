@@ -1,8 +1,8 @@
-"""The operations of `sdgen bench --operations` in PyTorch, and the table of both.
+"""The operations of `sdgen bench --operations` in PyTorch, one JSON object an operation: the median of a second's runs.
 
-    python operations.py --dtype bf16            one JSON object an operation
-    python operations.py OURS.jsonl THEIRS.jsonl  medians of all runs in the files and their ratios
+    python operations.py [--dtype bf16] [--threads 2]
 """
+
 import argparse
 import json
 import statistics
@@ -58,28 +58,12 @@ def measure(dtype, threads):
         repeat("layer norm 512x1280", lambda: norm(x))
 
 
-def medians(path):
-    parts = {}
-    for line in open(path):
-        row = json.loads(line)
-        if "part" in row:
-            parts.setdefault(row["part"], []).append(row["seconds"])
-    return {name: statistics.median(seconds) for name, seconds in parts.items()}
-
-
 def main():
     arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     arguments.add_argument("--dtype", choices=["f32", "bf16"], default="f32")
     arguments.add_argument("--threads", type=int, default=2)
-    arguments.add_argument("files", nargs="*")
     a = arguments.parse_args()
-    if not a.files:
-        return measure(a.dtype, a.threads)
-    ours, theirs = map(medians, a.files)
-    print(f"{'operation (' + a.dtype + ')':<44} {'sdgen':>12} {'PyTorch':>12} {'ratio':>7}")
-    for name, seconds in ours.items():
-        if name in theirs:
-            print(f"{name:<44} {seconds * 1e3:>9.3f} ms {theirs[name] * 1e3:>9.3f} ms {theirs[name] / seconds:>7.2f}")
+    measure(a.dtype, a.threads)
 
 
 if __name__ == "__main__":

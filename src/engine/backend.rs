@@ -232,9 +232,9 @@ fn open_device(settings: &DeviceSettings) -> Result<candle_core::Device, Error> 
         DeviceChoice::Auto => match cuda::unavailable() {
             None => open(0),
             Some(reason) => {
-                // Who built without CUDA knows it.
+                // Who built without CUDA knows it. A target of its own: `sdgen prompt` silences the engine's.
                 if cfg!(feature = "cuda") {
-                    tracing::warn!(%reason, "no CUDA: the CPU computes");
+                    tracing::warn!(target: "sdgen::device", %reason, "no CUDA: the CPU computes");
                 }
                 Ok(candle_core::Device::Cpu)
             }

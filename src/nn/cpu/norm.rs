@@ -339,17 +339,8 @@ impl<E: Element> Kernel for Layer<'_, E> {
         let c = self.weight.len();
         for (x, out) in self.x.chunks_exact(c).zip(self.out.chunks_exact_mut(c)) {
             let n = c as f32;
-            let mean = fold::<S, E>(x, |x| x) / n;
-            let variance = fold::<S, E>(x, |v| {
-                // SAFETY: register arithmetic.
-                unsafe {
-                    let d = S::sub(v, S::splat(mean));
-                    S::mul(d, d)
-                }
-            }) / n;
-            // Lanes past the end were counted as x = 0 by `fold`: take their squares out again.
-            let padding = (c.next_multiple_of(S::LANES) - c) as f32;
-            let variance = (variance - padding * mean * mean / n).max(0.0);
+            let mean = sum::<S, E, false>(x, 0.0) / n;
+            let variance = sum::<S, E, true>(x, mean) / n;
             let inverse = 1.0 / (variance + self.eps).sqrt();
             let mut at = 0;
             while at < c {
@@ -368,22 +359,30 @@ impl<E: Element> Kernel for Layer<'_, E> {
     }
 }
 
-/// Sum of `f(x)` over a row; lanes past the end read as 0.
+/// Vectors summed side by side: as many as an addition takes cycles.
+const SIDE_BY_SIDE: usize = 4;
+
+/// Sum of `x - origin` over a row, or of its squares.
 #[inline(always)]
-fn fold<S: Simd, E: Element>(x: &[E], f: impl Fn(S::V) -> S::V) -> f32 {
-    let whole = x.len() / S::LANES * S::LANES;
-    // SAFETY: `at + LANES <= len`, then the remainder.
-    unsafe {
-        let mut sum = S::splat(0.0);
-        for at in (0..whole).step_by(S::LANES) {
-            sum = S::add(sum, f(E::load::<S>(x.as_ptr().add(at))));
+fn sum<S: Simd, E: Element, const SQUARED: bool>(x: &[E], origin: f32) -> f32 {
+    let step = SIDE_BY_SIDE * S::LANES;
+    let whole = x.len() / step * step;
+    // SAFETY: register arithmetic, and reads of `SIDE_BY_SIDE * LANES` values below `whole`, so below `len`.
+    let total = unsafe {
+        let from = S::splat(origin);
+        let mut sums = [S::splat(0.0); SIDE_BY_SIDE];
+        for at in (0..whole).step_by(step) {
+            for (j, sum) in sums.iter_mut().enumerate() {
+                let d = S::sub(E::load::<S>(x.as_ptr().add(at + j * S::LANES)), from);
+                *sum = if SQUARED {
+                    S::fma(d, d, *sum)
+                } else {
+                    S::add(*sum, d)
+                };
+            }
         }
-        if whole < x.len() {
-            sum = S::add(
-                sum,
-                f(E::load_first::<S>(x.as_ptr().add(whole), x.len() - whole)),
-            );
-        }
-        S::sum(sum)
-    }
+        S::sum(S::add(S::add(sums[0], sums[1]), S::add(sums[2], sums[3])))
+    };
+    let rest = x[whole..].iter().map(|x| x.to_f32() - origin);
+    total + rest.map(|d| if SQUARED { d * d } else { d }).sum::<f32>()
 }
