@@ -9,8 +9,18 @@
 
 constexpr float E4M3_LARGEST = 448.0f;
 
-// What a row is divided by so that its largest magnitude becomes 448; a row of zeros keeps 1.
-__device__ inline float e4m3_scale(float largest) { return largest > 0.0f ? largest / E4M3_LARGEST : 1.0f; }
+// What a row is divided by so that its largest magnitude becomes 448; a row of zeros, or of what is too small to divide, keeps 1.
+__device__ inline float e4m3_scale(float largest) {
+    const float scale = largest / E4M3_LARGEST;
+    return scale > 0.0f ? scale : 1.0f;
+}
+
+// The value of a code.
+__device__ inline float e4m3_value(unsigned code) {
+    const int exponent = code >> 3 & 15, mantissa = code & 7;
+    const float magnitude = (code & 0x7f) == 0x7f ? nanf("") : ldexpf(exponent ? 8 + mantissa : mantissa, max(exponent, 1) - 10);
+    return code & 0x80 ? -magnitude : magnitude;
+}
 
 __device__ inline unsigned char e4m3_by_arithmetic(float x) {
     const unsigned sign = signbit(x) ? 0x80u : 0u;

@@ -2,7 +2,7 @@
 //
 // Shapes: activations [8192 or 2048][640..5120] per token, weights [outputs][k] per output channel (once, at load); sums [rows][outputs] f32.
 // Floor: bytes. In front of the norms' linears layer_norm_fp8 of norm.cu does this without a pass of its own. The product is cublasLt's
-// (sm_89 and later); where it applies the scales itself, dequantise is not needed.
+// (sm_89 and later); where it applies the scales itself, dequantise is not needed. widen_e4m3 lets our own product check the library's.
 //
 // How: a warp a row: its largest magnitude, then the values again from the cache. Rounding: e4m3.cuh.
 // Versions considered: one scale a tensor (needs the maximum of all rows first, and outliers of one token cost all others precision); this.
@@ -86,6 +86,12 @@ struct Dequantise {
         }
     }
 };
+
+KERNEL(THREADS) widen_e4m3(const unsigned char* x, float* out, long long count) {
+    for (long long i = static_cast<long long>(blockIdx.x) * THREADS + threadIdx.x; i < count; i += static_cast<long long>(gridDim.x) * THREADS) {
+        out[i] = e4m3_value(x[i]);
+    }
+}
 
 #define FP8(T)                                                                                                                          \
     KERNEL(ROWS* WARP) quantise_rows_##T(const T* x, unsigned char* out, float* scales, int rows, int channels) {                       \

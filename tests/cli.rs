@@ -289,7 +289,7 @@ fn what_cannot_be_used_is_refused_in_one_line() {
     refuse(
         &["prompt", "x", "--device", "cpu", "--dtype", "f16"],
         2,
-        "device not available: `cpu with f16`; the CPU computes in f32 and bf16; use",
+        "device not available: `cpu with f16`; the CPU computes in f32, bf16 and fp8; use",
     );
     refuse(
         &["prompt", "x", "-m", "nope.safetensors"],

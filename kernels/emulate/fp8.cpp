@@ -6,5 +6,6 @@ int main() {
     return emulation::run({
         ENTRIES(quantise_rows)
         ENTRIES(dequantise)
+        ENTRY(widen_e4m3)
     });
 }

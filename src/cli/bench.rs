@@ -11,9 +11,9 @@ use super::{Common, Stop, load_config, print};
 use crate::config::{Config, DeviceChoice, DtypeChoice};
 use crate::engine::backend::PipelineBackend;
 use crate::engine::models::Catalog;
-use crate::nn::Placement;
 use crate::nn::cpu::peak::peak;
 use crate::nn::cpu::{Isa, Precision};
+use crate::nn::{Placement, Storage};
 use crate::pipeline::bench::{
     BenchModel, BenchOptions, JobOptions, Part, measure, measure_jobs, measure_lora_switch,
     measure_operations, write_synthetic,
@@ -69,7 +69,7 @@ pub struct BenchArgs {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<DeviceChoice>,
-    /// auto, f32, bf16 or, on CUDA, f16
+    /// auto, f32, bf16, fp8 or, on CUDA, f16
     #[arg(long, value_name = "DTYPE")]
     pub dtype: Option<DtypeChoice>,
     /// Threads that compute [default: as many as the process may use]
@@ -186,11 +186,7 @@ fn place(args: &BenchArgs, config: &Config) -> Result<Placement, Stop> {
         .swap_remove(0);
     let backend = open().map_err(Stop::usage)?;
     let (device, dtype) = backend.device_and_dtype();
-    Ok(Placement {
-        device,
-        dtype,
-        ..Placement::cpu()
-    })
+    Ok(Placement::new(device, dtype))
 }
 
 /// Prints a row for each comparison.
@@ -232,8 +228,16 @@ fn compare(
     ))))
 }
 
+/// The compute type as `--dtype` names it.
+fn dtype_name(place: &Placement) -> &'static str {
+    match place.storage {
+        Storage::Wide => place.dtype.as_str(),
+        Storage::E4m3 => "fp8",
+    }
+}
+
 fn verdict(row: &Row, place: &Placement, json: bool) -> String {
-    let (ok, dtype) = (row.is_ok(), place.dtype.as_str());
+    let (ok, dtype) = (row.is_ok(), dtype_name(place));
     if json {
         // JSON has no infinity: what could not run has no error.
         let error = row.error.is_finite().then_some(row.error);
@@ -309,7 +313,7 @@ fn fields(part: &Part, rate: f64, peak: Option<f64>) -> Value {
 fn summary(place: &Placement, peak: Option<f64>, json: bool) -> String {
     let memory = telemetry::peak_memory_bytes().unwrap_or(0) as f64 / 1e9;
     let (isa, threads) = (Isa::chosen(), rayon::current_num_threads());
-    let (dtype, device) = (place.dtype.as_str(), &place.device);
+    let (dtype, device) = (dtype_name(place), &place.device);
     let card = cuda::name(device).unwrap_or_default();
     let taken = cuda::memory(device).map_or(0, |memory| memory.taken) as f64 / 1e9;
     match (peak, json) {

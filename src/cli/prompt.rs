@@ -111,7 +111,7 @@ pub struct PromptArgs {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<String>,
-    /// auto, f32, bf16 or f16
+    /// auto, f32, bf16, f16 or fp8
     #[arg(long, value_name = "DTYPE")]
     pub dtype: Option<String>,
     /// Threads that compute [default: as many as the process may use]

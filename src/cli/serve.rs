@@ -35,7 +35,7 @@ pub struct ServeArgs {
     /// auto, cpu, cuda, cuda:N, several as cuda:0,cuda:1, or all
     #[arg(long)]
     pub device: Option<String>,
-    /// auto, f32, bf16 or f16
+    /// auto, f32, bf16, f16 or fp8
     #[arg(long)]
     pub dtype: Option<String>,
     /// Threads that compute [default: as many as the process may use]

@@ -1,5 +1,5 @@
-//! Devices, compute type and CUDA kernels as they are typed: `auto`, `cpu`, `cuda:0,cuda:1`, `all`; `auto`, `f32`, `bf16`, `f16`; `auto`, `own`,
-//! `library`.
+//! Devices, compute type and CUDA kernels as they are typed: `auto`, `cpu`, `cuda:0,cuda:1`, `all`; `auto`, `f32`, `bf16`, `f16`, `fp8`;
+//! `auto`, `own`, `library`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -94,6 +94,8 @@ pub enum DtypeChoice {
     Bf16,
     /// Half float.
     F16,
+    /// e4m3 in the UNet's linear layers over tokens, brain float elsewhere.
+    Fp8,
 }
 
 impl FromStr for DtypeChoice {
@@ -105,8 +107,9 @@ impl FromStr for DtypeChoice {
             "f32" => Ok(Self::F32),
             "bf16" => Ok(Self::Bf16),
             "f16" => Ok(Self::F16),
+            "fp8" => Ok(Self::Fp8),
             _ => Err(format!(
-                "unknown dtype: `{text}`; use `auto`, `f32`, `bf16` or `f16`"
+                "unknown dtype: `{text}`; use `auto`, `f32`, `bf16`, `f16` or `fp8`"
             )),
         }
     }
@@ -159,6 +162,15 @@ impl TryFrom<String> for CudaKernels {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn types_parse_as_they_are_printed() {
+        for (name, choice) in [("bf16", DtypeChoice::Bf16), ("fp8", DtypeChoice::Fp8)] {
+            assert_eq!(name.parse(), Ok(choice));
+            assert_eq!(serde_json::to_value(choice).unwrap(), name);
+        }
+        assert!("f8".parse::<DtypeChoice>().unwrap_err().contains("`fp8`"));
+    }
 
     #[test]
     fn devices_parse_and_print() {

@@ -76,7 +76,7 @@ pub trait Backend {
 pub struct DeviceInfo {
     /// `cpu` or `cuda:N`.
     pub device: String,
-    /// `f32`, `bf16` or `f16`.
+    /// `f32`, `bf16`, `f16` or `fp8`.
     pub dtype: &'static str,
     /// Bytes that a card has; `None` for the CPU, whose memory is the machine's.
     pub memory: Option<u64>,
@@ -111,21 +111,7 @@ impl PipelineBackend {
     fn open(settings: &DeviceSettings, place: Place) -> Result<Self, Error> {
         let device = open_device(settings, place)?;
         prepare_cpu(settings)?;
-        let (dtype, name) = match (settings.dtype, device.is_cuda()) {
-            (DtypeChoice::Auto, false) | (DtypeChoice::F32, _) => (candle_core::DType::F32, "f32"),
-            (DtypeChoice::Auto | DtypeChoice::F16, true) => (candle_core::DType::F16, "f16"),
-            (DtypeChoice::Bf16, _) => (candle_core::DType::BF16, "bf16"),
-            (DtypeChoice::F16, false) => {
-                let reason =
-                    "the CPU computes in f32 and bf16; use `--dtype bf16`, `--dtype f32` or \
-                    `--dtype auto`"
-                        .to_string();
-                return Err(Error::Device {
-                    device: "cpu with f16".to_string(),
-                    reason,
-                });
-            }
-        };
+        let (dtype, name) = compute_type(settings.dtype, &device)?;
         let device_name = match &device {
             candle_core::Device::Cuda(cuda) => {
                 format!(
@@ -148,6 +134,32 @@ impl PipelineBackend {
             },
             vae_memory: settings.vae_memory_mib.saturating_mul(1 << 20),
         })
+    }
+}
+
+/// What a choice comes to on a device: the type, and its name.
+fn compute_type(
+    choice: DtypeChoice,
+    device: &candle_core::Device,
+) -> Result<(candle_core::DType, &'static str), Error> {
+    use candle_core::DType;
+    let refused = |device: &str, reason: String| {
+        let device = device.to_string();
+        Err(Error::Device { device, reason })
+    };
+    match (choice, device.is_cuda()) {
+        (DtypeChoice::Auto, false) | (DtypeChoice::F32, _) => Ok((DType::F32, "f32")),
+        (DtypeChoice::Auto | DtypeChoice::F16, true) => Ok((DType::F16, "f16")),
+        (DtypeChoice::Bf16, _) => Ok((DType::BF16, "bf16")),
+        (DtypeChoice::F16, false) => refused(
+            "cpu with f16",
+            "the CPU computes in f32, bf16 and fp8; use `--dtype bf16`, `--dtype f32` or `--dtype auto`"
+                .to_string(),
+        ),
+        (DtypeChoice::Fp8, _) => match cuda::no_e4m3(device) {
+            None => Ok((DType::F8E4M3, "fp8")),
+            Some(why) => refused("cuda with fp8", format!("{why}; use `--dtype bf16`")),
+        },
     }
 }
 
@@ -279,7 +291,7 @@ impl Backend for PipelineBackend {
     }
 
     fn estimate(&self, model: &Selection) -> Result<u64, pipeline::Error> {
-        Pipeline::estimate(&model.source, self.dtype)
+        Pipeline::estimate(&model.source, self.dtype, &self.device)
     }
 
     fn free_memory(&self) -> Option<u64> {

@@ -1,7 +1,7 @@
 //! From named tensors to layers: each call checks the shape the architecture needs and names key, expectation and find when
 //! it does not fit.
 
-use crate::nn::{Conv2d, GroupNorm, LayerNorm, Linear, Origin, Placement, Sampling, Then};
+use crate::nn::{Conv2d, GroupNorm, LayerNorm, Linear, Origin, Placement, Sampling, Storage, Then};
 use crate::weights::{Error, Held, Source, Tensors};
 
 /// Tensors below a prefix, and where the layers made of them live.
@@ -9,6 +9,8 @@ use crate::weights::{Error, Held, Source, Tensors};
 pub(super) struct Build<'a> {
     pub(super) tensors: Tensors<'a>,
     pub(super) place: &'a Placement,
+    /// Of linear layers.
+    storage: Storage,
 }
 
 /// Whether a layer has a bias.
@@ -23,13 +25,22 @@ impl<'a> Build<'a> {
         Self {
             tensors: Tensors::new(source, prefix),
             place,
+            storage: Storage::Wide,
+        }
+    }
+
+    /// Linear layers from here on are over tokens.
+    pub(super) fn over_tokens(&self) -> Self {
+        Self {
+            storage: self.place.storage,
+            ..self.clone()
         }
     }
 
     pub(super) fn sub(&self, name: impl std::fmt::Display) -> Self {
         Self {
             tensors: self.tensors.sub(name),
-            place: self.place,
+            ..self.clone()
         }
     }
 
@@ -95,7 +106,11 @@ impl<'a> Build<'a> {
         }
         let pieces: Vec<_> = held.iter().map(Held::values).collect();
         let shift = (bias == Bias::With).then_some(shift.as_slice());
-        Ok(Linear::stacked(self.place, &pieces, rows, shift, then)?.made_from(origins))
+        let build = match self.storage {
+            Storage::Wide => Linear::stacked,
+            Storage::E4m3 => Linear::e4m3,
+        };
+        Ok(build(self.place, &pieces, rows, shift, then)?.made_from(origins))
     }
 
     /// What a layer remembers of the tensor behind some of its rows.

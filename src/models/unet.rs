@@ -35,6 +35,20 @@ pub struct Unet {
     replay: Replay,
 }
 
+/// Whether a tensor of a checkpoint is the weight of a linear layer over tokens: attention, feed-forward, and the projections around them.
+#[must_use]
+pub fn is_over_tokens(key: &str) -> bool {
+    let layer = key
+        .strip_prefix(prefix::UNET)
+        .and_then(|key| key.strip_suffix(".weight"));
+    layer.is_some_and(|layer| {
+        let is_norm = layer.contains(".norm");
+        layer.ends_with(".proj_in")
+            || layer.ends_with(".proj_out")
+            || layer.contains(".transformer_blocks.") && !is_norm
+    })
+}
+
 /// The stages behind one entry of `input_blocks` or `output_blocks`.
 #[derive(Debug)]
 struct Block {
@@ -430,6 +444,7 @@ fn stages(
             *channels = block.channels;
             Stage::Res(Box::new(block))
         } else if at.has("proj_in.weight") {
+            let at = at.over_tokens();
             Stage::Transformer(SpatialTransformer::new(&at, *channels, shared.context)?)
         } else if let Some(name) = ["op", "conv"]
             .into_iter()
@@ -461,4 +476,31 @@ fn context_width(b: &Build<'_>) -> std::result::Result<usize, Error> {
         b,
         &keys.find(|key| b.has(key)).unwrap_or_else(|| first.into()),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::synthetic::SyntheticSdxl;
+
+    /// SDXL's UNet has 2 567 463 684 values; its transformers are of widths 640 (10 blocks) and 1280 (60).
+    #[test]
+    fn six_of_seven_values_of_sdxl_are_over_tokens() {
+        let sdxl = SyntheticSdxl::new();
+        let keys = sdxl.keys().into_iter().filter(|key| is_over_tokens(key));
+        let values = keys.map(|key| {
+            sdxl.shape(key)
+                .unwrap_or_default()
+                .iter()
+                .product::<usize>()
+        });
+        let block = |c: usize| 18 * c * c + 2 * 2048 * c;
+        let around = |c: usize| 2 * c * c;
+        let expected = 10 * block(640) + 5 * around(640) + 60 * block(1280) + 6 * around(1280);
+        assert_eq!(values.sum::<usize>(), expected);
+        assert_eq!(expected, 2_207_744_000);
+        assert!(!is_over_tokens(
+            "first_stage_model.decoder.mid.attn_1.proj_out.weight"
+        ));
+    }
 }

@@ -241,19 +241,11 @@ impl TransformerBlock {
 
     /// `x` `[batch, tokens, channels]`, `context_kv` `[batch, context tokens, 2 * channels]`.
     fn forward(&self, x: &Tensor, context_kv: &Tensor, heads: usize) -> Result<Tensor> {
-        let h = self_attention(
-            &self.qkv.forward(&self.norm1.forward(x)?)?,
-            heads,
-            Mask::Full,
-        )?;
+        let h = self_attention(&self.qkv.forward_normed(x, &self.norm1)?, heads, Mask::Full)?;
         let x = self.out1.forward_add(&h, x)?;
-        let h = cross_attention(
-            &self.q.forward(&self.norm2.forward(&x)?)?,
-            context_kv,
-            heads,
-        )?;
+        let h = cross_attention(&self.q.forward_normed(&x, &self.norm2)?, context_kv, heads)?;
         let x = self.out2.forward_add(&h, &x)?;
         self.ff_out
-            .forward_add(&self.ff_in.forward(&self.norm3.forward(&x)?)?, &x)
+            .forward_add(&self.ff_in.forward_normed(&x, &self.norm3)?, &x)
     }
 }

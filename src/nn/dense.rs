@@ -32,6 +32,8 @@ impl Linear {
         };
         match (parts, &self.weight) {
             ([x], _) => self.forward(x),
+            // A row has one scale, whatever parts it comes in.
+            (_, Weight::Scaled(_)) => self.forward(&joined(parts)?),
             (_, Weight::Packed { weight, bias }) => {
                 let shape = shape_of(parts)?;
                 if shape[3] != weight.inputs() {
@@ -133,7 +135,7 @@ impl Conv2d {
             Weight::Packed { weight, bias } => self
                 .op(shape, weight, bias.as_deref(), kernels::Second::Residual)?
                 .run_parts(parts, residual),
-            Weight::Tensors { .. } => {
+            Weight::Tensors { .. } | Weight::Scaled(_) => {
                 self.run_tensors(parts, residual.map_or(Second::None, Second::Residual))
             }
         }
@@ -196,7 +198,10 @@ mod tests {
             let parts = norm.forward_parts(&[&a, &b])?;
             assert_eq!(parts.dims(), whole.dims());
             // The sums of a channel are the same numbers in the same order.
-            assert_eq!(difference(&parts, &norm.forward(&whole)?)?, 0.0);
+            assert!(
+                difference(&parts, &norm.forward(&whole)?)? <= 0.0,
+                "bit by bit"
+            );
 
             let none = Then::Activate(Activation::None);
             let layer = Linear::new(&place, &ramp(192 * 40), 40, Some(&ramp(40)), none)?;
@@ -221,7 +226,7 @@ mod tests {
             let columns = wide.to_dtype(place.dtype)?.narrow(1, 9, 6)?;
             let got = conv.forward_shifted(&x, &columns)?;
             let want = conv.forward_shifted(&x, &columns.contiguous()?)?;
-            assert_eq!(difference(&got, &want)?, 0.0, "{:?}", place.dtype);
+            assert!(difference(&got, &want)? <= 0.0, "{:?}", place.dtype);
             assert!(difference(&got, &conv.forward(&x)?)? > 0.01, "it is added");
         }
         Ok(())

@@ -222,6 +222,7 @@ impl Conv2d<'_> {
         let epilogue = Epilogue {
             bias: self.bias,
             rows_per_batch: w.out_height * w.out_width,
+            scales: None,
             activation: self.activation,
             slopes: self.slopes,
             residual: second

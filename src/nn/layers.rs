@@ -12,6 +12,7 @@ use super::cpu::math::Activation;
 use super::cpu::packed::{Columns, Packed, Precision};
 use super::cuda::{self, Epilogue, Second};
 use super::dense::joined;
+use super::fp8::Storage;
 use super::rewrite::Origin;
 use super::stored::Stored;
 use super::weight::Weight;
@@ -25,19 +26,32 @@ pub struct Placement {
     pub device: Device,
     /// Type of weights and activations.
     pub dtype: DType,
+    /// How linear layers over tokens store their weights.
+    pub storage: Storage,
     /// Whether convolutions wrap around the picture's edges (A1111's `tiling`); may change between jobs.
     pub circular: Arc<AtomicBool>,
 }
 
 impl Placement {
+    /// `dtype` on `device`; `F8E4M3` means [`Storage::E4m3`] and `bf16` for all else.
+    #[must_use]
+    pub fn new(device: Device, dtype: DType) -> Self {
+        let (dtype, storage) = match dtype {
+            DType::F8E4M3 => (DType::BF16, Storage::E4m3),
+            wide => (wide, Storage::Wide),
+        };
+        Self {
+            device,
+            dtype,
+            storage,
+            circular: Arc::default(),
+        }
+    }
+
     /// `f32` on the CPU.
     #[must_use]
     pub fn cpu() -> Self {
-        Self {
-            device: Device::Cpu,
-            dtype: DType::F32,
-            circular: Arc::default(),
-        }
+        Self::new(Device::Cpu, DType::F32)
     }
 
     pub(super) fn tensor(&self, values: &[f32], shape: &[usize]) -> Result<Tensor> {
@@ -160,6 +174,7 @@ impl Linear {
                 cuda::linear(&[x], weight, &epilogue)
                     .unwrap_or_else(|| self.composed(x, weight, bias.as_ref(), residual))
             }
+            (Weight::Scaled(weight), _) => weight.forward(x, None, self.then, residual),
         }
     }
 
@@ -428,7 +443,7 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
-    const EPS: f32 = 1e-5;
+    pub(super) const EPS: f32 = 1e-5;
 
     /// From weight and bias `[channels]`.
     ///

@@ -177,27 +177,46 @@ mod tests {
         })
     }
 
+    /// Rows of 9 values written over rows 25..45 of 70, and back.
+    fn rewritten(build: &dyn Fn(&[f32]) -> Linear) {
+        let (rows, inputs) = (70, 9);
+        let before = ramp(rows * inputs, 0.0);
+        let mut after = before.clone();
+        let part = ramp(20 * inputs, -50.0);
+        after[25 * inputs..45 * inputs].copy_from_slice(&part);
+        let mut layer = build(&before);
+        layer.write_weight(25, &part).unwrap();
+        assert_eq!(layer.stored(), build(&after).stored());
+        layer
+            .write_weight(25, &before[25 * inputs..45 * inputs])
+            .unwrap();
+        assert_eq!(layer.stored(), build(&before).stored());
+        assert!(layer.write_weight(60, &part).is_err(), "past the end");
+        assert!(layer.write_weight(0, &part[1..]).is_err(), "not whole rows");
+    }
+
     #[test]
     fn rewritten_rows_equal_a_layer_built_that_way() {
-        let (rows, inputs) = (70, 9);
+        let bias = ramp(70, 3.0);
         for place in places() {
             for then in [Then::Activate(Activation::None), Then::Geglu] {
-                let before = ramp(rows * inputs, 0.0);
-                let mut after = before.clone();
-                let part = ramp(20 * inputs, -50.0);
-                after[25 * inputs..45 * inputs].copy_from_slice(&part);
-                let bias = ramp(rows, 3.0);
-                let build = |w: &[f32]| Linear::new(&place, w, rows, Some(&bias), then).unwrap();
-                let mut layer = build(&before);
-                layer.write_weight(25, &part).unwrap();
-                assert_eq!(layer.stored(), build(&after).stored());
-                layer
-                    .write_weight(25, &before[25 * inputs..45 * inputs])
-                    .unwrap();
-                assert_eq!(layer.stored(), build(&before).stored());
-                assert!(layer.write_weight(60, &part).is_err(), "past the end");
-                assert!(layer.write_weight(0, &part[1..]).is_err(), "not whole rows");
+                rewritten(&|w| Linear::new(&place, w, 70, Some(&bias), then).unwrap());
+                rewritten(&|w| Linear::e4m3(&place, &[w.into()], 70, Some(&bias), then).unwrap());
             }
+        }
+    }
+
+    #[test]
+    fn a_bias_comes_and_goes_beside_e4m3() {
+        for place in places() {
+            let then = Then::Activate(Activation::None);
+            let mut layer =
+                Linear::e4m3(&place, &[ramp(5 * 9, 0.0).as_slice().into()], 5, None, then).unwrap();
+            let built = layer.stored();
+            layer.write_bias(1, &[2.0; 3]).unwrap();
+            assert_ne!(layer.stored(), built);
+            layer.remove_bias();
+            assert_eq!(layer.stored(), built);
         }
     }
 

@@ -54,6 +54,15 @@ impl<'a> From<&'a [f32]> for Stored<'a> {
     }
 }
 
+/// All values of `pieces`, one after the other.
+pub(super) fn widened(pieces: &[Stored<'_>]) -> Vec<f32> {
+    let mut out = Vec::with_capacity(pieces.iter().map(Stored::len).sum());
+    for piece in pieces {
+        with_stored!(piece, values => out.extend(values.iter().map(|x| x.widened())));
+    }
+    out
+}
+
 /// A type of stored weights, and of tensors of them.
 pub(super) trait Value: Copy + Default + Send + Sync + 'static {
     fn widened(self) -> f32;

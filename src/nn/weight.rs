@@ -5,10 +5,11 @@
 
 use std::borrow::Cow;
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, WithDType};
 
 use super::cpu::Isa;
 use super::cpu::packed::{Columns, Layout, Packed};
+use super::fp8::Scaled;
 use super::layers::Placement;
 use super::stored::{Arrangement, Stored, lay};
 
@@ -28,6 +29,8 @@ pub(super) enum Weight {
         /// Channels of a tap; all inputs of a linear layer.
         run: usize,
     },
+    /// In e4m3.
+    Scaled(Box<Scaled>),
 }
 
 /// Where a checkpoint's rows lie in a tensor.
@@ -105,6 +108,7 @@ impl Weight {
         match self {
             Self::Packed { weight, .. } => weight.bytes(),
             Self::Tensors { weight, .. } => weight.elem_count() * weight.dtype().size_in_bytes(),
+            Self::Scaled(weight) => weight.bytes(),
         }
     }
 
@@ -124,6 +128,7 @@ impl Weight {
                 let values = arranged(values, inputs, *run);
                 overwrite(weight, *order, first_row, &values)
             }
+            Self::Scaled(weight) => weight.write(first_row, values),
         }
     }
 
@@ -150,6 +155,7 @@ impl Weight {
                     None => Ok(()),
                 }
             }
+            Self::Scaled(weight) => weight.write_bias(first_row, values),
         }
     }
 
@@ -169,6 +175,7 @@ impl Weight {
                 }
                 _ => *bias = None,
             },
+            Self::Scaled(weight) => weight.remove_bias(),
         }
     }
 
@@ -184,6 +191,7 @@ impl Weight {
                 .flatten()
                 .flat_map(values)
                 .collect(),
+            Self::Scaled(weight) => weight.stored(),
         }
     }
 }
@@ -197,7 +205,7 @@ pub(super) fn values(t: &Tensor) -> Vec<f32> {
 }
 
 /// Whether `len` values are whole rows of `row`, from `first_row` on, of `rows`.
-fn check(first_row: usize, len: usize, rows: usize, row: usize) -> Result<()> {
+pub(super) fn check(first_row: usize, len: usize, rows: usize, row: usize) -> Result<()> {
     if row == 0 || !len.is_multiple_of(row) || first_row + len / row > rows {
         candle_core::bail!("{len} values from row {first_row} on do not fit {rows} rows of {row}");
     }
@@ -229,16 +237,16 @@ fn arranged(values: &[f32], len: usize, run: usize) -> Cow<'_, [f32]> {
 }
 
 /// Writes rows of a tensor in place, `first_row` and `values` counting as a checkpoint does.
-pub(super) fn overwrite(
+pub(super) fn overwrite<T: WithDType>(
     tensor: &Tensor,
     order: RowOrder,
     first_row: usize,
-    values: &[f32],
+    values: &[T],
 ) -> Result<()> {
     let rows = tensor.dim(0)?;
     let row = tensor.elem_count() / rows.max(1);
     check(first_row, values.len(), rows, row)?;
-    let source = |values: &[f32], shape: &[usize]| {
+    let source = |values: &[T], shape: &[usize]| {
         Tensor::from_slice(values, shape, tensor.device())?.to_dtype(tensor.dtype())
     };
     if order == RowOrder::Plain {

@@ -249,6 +249,8 @@ fn rewrite_layer(
 mod tests {
     use std::path::Path;
 
+    use candle_core::{DType, Device};
+
     use super::*;
     use crate::models::{TextTower, Unet};
     use crate::nn::Placement;
@@ -342,11 +344,8 @@ mod tests {
                 modified: None,
             }
         };
-        let half = Placement {
-            dtype: candle_core::DType::BF16,
-            ..Placement::cpu()
-        };
-        for place in [Placement::cpu(), half] {
+        let types = [DType::F32, DType::BF16, DType::F8E4M3];
+        for place in types.map(|dtype| Placement::new(Device::Cpu, dtype)) {
             let (mut parts, mut networks) = (Parts::load(&place), MergedNetworks::default());
             let plain = parts.stored();
             let (a, b) = (network("full_te", 0.7), network("locon_noalpha", 1.3));

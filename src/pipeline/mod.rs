@@ -55,9 +55,9 @@ pub use upscale::{
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 
-use crate::models::Unet;
+use crate::models::{Unet, unet};
 use crate::nn::Placement;
 use crate::prompt::Tokenizer;
 use crate::sampling::{Latents, Parameterization, TableOptions};
@@ -181,19 +181,31 @@ impl Pipeline {
         Self::load_as(Role::Main, source, identity, options)
     }
 
-    /// Bytes that the weights of a checkpoint take in `dtype`, from its header.
+    /// Bytes that the weights of a checkpoint take in `dtype` on `device`, from its header.
     ///
     /// # Errors
     /// [`Error::Weights`] for a file that is no checkpoint.
-    pub fn estimate(source: &CheckpointSource, dtype: DType) -> Result<u64, Error> {
+    pub fn estimate(
+        source: &CheckpointSource,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<u64, Error> {
+        let place = Placement::new(device.clone(), dtype);
         if *source == CheckpointSource::Embedded {
-            return Ok((demo::VALUES * dtype.size_in_bytes()) as u64);
+            return Ok((demo::VALUES * place.dtype.size_in_bytes()) as u64);
         }
         let file = source.open()?;
         detect::require(&file, Role::Main)?;
-        let elements = |key: &&str| file.shape(key).map_or(0, |s| s.iter().product::<usize>());
-        let elements: usize = file.keys().iter().map(elements).sum();
-        Ok((elements * dtype.size_in_bytes()) as u64)
+        let bytes = |key: &&str| {
+            let elements = file.shape(key).map_or(0, |s| s.iter().product::<usize>());
+            let size = if unet::is_over_tokens(key) {
+                place.bytes_over_tokens()
+            } else {
+                place.dtype.size_in_bytes()
+            };
+            elements * size
+        };
+        Ok(file.keys().iter().map(bytes).sum::<usize>() as u64)
     }
 
     fn load_as(
@@ -204,11 +216,7 @@ impl Pipeline {
     ) -> Result<Self, Error> {
         let file = source.open()?;
         let kind = detect::require(&file, role)?;
-        let place = Placement {
-            device: options.device.clone(),
-            dtype: options.dtype,
-            circular: Arc::default(),
-        };
+        let place = Placement::new(options.device.clone(), options.dtype);
         let autoencoder = Autoencoder::load(source, &file, options.vae.clone(), &place)?;
         let text = TextEncoder::load(&file, kind, Arc::new(Tokenizer::new()), &place)?;
         let unet = Unet::new(&file, &place)?;

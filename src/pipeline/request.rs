@@ -174,7 +174,8 @@ impl Default for InfotextOptions {
 pub struct LoadOptions {
     /// Where tensors live.
     pub device: candle_core::Device,
-    /// Compute type of the UNet and text encoders; the VAE never runs in plain f16.
+    /// Compute type of the UNet and text encoders; the VAE never runs in plain f16. `F8E4M3`: the UNet's linear layers over tokens in
+    /// e4m3 ([`Storage::E4m3`](crate::nn::Storage)), all else in bf16.
     pub dtype: candle_core::DType,
     /// A VAE file used in place of the checkpoint's own.
     pub vae: Option<VaeIdentity>,

@@ -85,6 +85,22 @@ fn rows_are_scaled_each_by_its_own_largest() {
 }
 
 #[test]
+fn codes_widen_to_their_values() {
+    let codes: Vec<u8> = (0..=u8::MAX).collect();
+    let args = [
+        Arg::Bytes(codes.clone()),
+        Arg::room(codes.len() * 4),
+        Arg::Long(codes.len()),
+    ];
+    let out = launch("fp8", "widen_e4m3", Grid::any(), &args);
+    for (code, got) in codes.iter().zip(Type::F32.decode(&out[1])) {
+        let want = value(*code);
+        let same = got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan();
+        assert!(same, "{code:#x}: {got} for {want}");
+    }
+}
+
+#[test]
 fn scales_come_off_in_the_epilogue() {
     for t in Type::ALL {
         for (rows, columns, geglu) in [(7, 64, false), (3, 13, false), (5, 64, true), (4, 26, true)]

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use super::Isa;
 use super::attention::{Heads, Shape, attention};
 use super::element::Element;
-use super::gemm::{Epilogue, gemm};
+use super::gemm::{Epilogue, Scales, gemm};
 use super::math::Activation;
 use super::norm::{Groups, apply, channel_sums, group_norm, layer_norm};
 use super::packed::{Columns, Layout, Packed, Precision};
@@ -105,8 +105,13 @@ fn linear<E: Tested>(isa: Isa, p: Product) -> Vec<E> {
         random::<E>(p.m * outputs, 4),
         random::<E>(p.m.div_ceil(2) * outputs, 5),
     );
+    let (row_scales, column_scales) = (random::<f32>(p.m, 7), random::<f32>(p.n, 8));
     let part = |bit: u8| p.parts & bit != 0;
     let epilogue = Epilogue {
+        scales: part(16).then_some(Scales {
+            rows: &row_scales,
+            columns: &column_scales,
+        }),
         bias: part(1).then_some(bias.as_slice()),
         residual: part(2).then_some(residual.as_slice()),
         row_bias: (part(4) && p.m.is_multiple_of(2)).then_some((shift.as_slice(), outputs)),
@@ -210,7 +215,7 @@ proptest! {
         (m, k, half_n) in (1usize..60, 1usize..200, 1usize..50),
         long in prop::bool::weighted(0.1),
         gated: bool,
-        parts in 0u8..16,
+        parts in 0u8..32,
         activation in activation(),
     ) {
         // A long sum is cut into blocks whose parts wait in between.

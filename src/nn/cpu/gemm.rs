@@ -29,6 +29,8 @@ const ROWS_PER_TASK: usize = 2048;
 /// What happens to a finished sum before it is stored.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Epilogue<'a, E> {
+    /// Factors on the sum, before anything else.
+    pub(crate) scales: Option<Scales<'a>>,
     /// `[n]`.
     pub(crate) bias: Option<&'a [f32]>,
     /// `[batch, outputs]`, rows as far apart as the number says: added to every row of its batch entry.
@@ -40,6 +42,15 @@ pub(crate) struct Epilogue<'a, E> {
     pub(crate) slopes: Option<&'a [f32]>,
     /// `[m, outputs]`: added last.
     pub(crate) residual: Option<&'a [E]>,
+}
+
+/// What the operands were divided by before they were rounded.
+#[derive(Clone, Copy)]
+pub(crate) struct Scales<'a> {
+    /// `[m]`.
+    pub(crate) rows: &'a [f32],
+    /// `[n]`.
+    pub(crate) columns: &'a [f32],
 }
 
 /// `out = epilogue(rows · wᵀ)`.
@@ -106,6 +117,12 @@ pub(crate) fn gemm<E: Element>(
 fn check<E>(m: usize, w: &Packed, epilogue: &Epilogue<'_, E>, out: &[E]) {
     let outputs = w.outputs();
     assert_eq!(out.len(), m * outputs, "gemm: output size");
+    assert!(
+        epilogue
+            .scales
+            .is_none_or(|s| s.rows.len() == m && s.columns.len() == w.rows()),
+        "gemm: scales"
+    );
     assert!(
         epilogue.bias.is_none_or(|b| b.len() == w.rows()),
         "gemm: bias size"
@@ -281,7 +298,7 @@ impl<E: Element> Task<'_, E> {
                             let column = (self.panel * NV + j) * S::LANES;
                             if column < n {
                                 let width = S::LANES.min(n - column);
-                                let biased = self.biased::<S>(acc[i][j], column, width);
+                                let biased = self.biased::<S>(acc[i][j], m + i, column, width);
                                 self.store::<S>(m + i, column, width, biased, n);
                             }
                         }
@@ -289,8 +306,8 @@ impl<E: Element> Task<'_, E> {
                     Columns::Geglu => {
                         let (half, column) = (n / 2, self.panel * S::LANES);
                         let width = S::LANES.min(half - column);
-                        let value = self.biased::<S>(acc[i][0], column, width);
-                        let gate = self.biased::<S>(acc[i][1], half + column, width);
+                        let value = self.biased::<S>(acc[i][0], m + i, column, width);
+                        let gate = self.biased::<S>(acc[i][1], m + i, half + column, width);
                         let gated = S::mul(value, gelu::<S>(gate));
                         self.store::<S>(m + i, column, width, gated, half);
                     }
@@ -299,10 +316,19 @@ impl<E: Element> Task<'_, E> {
         }
     }
 
+    /// The sum with its scales and bias.
     #[inline(always)]
-    unsafe fn biased<S: Simd>(&self, v: S::V, column: usize, width: usize) -> S::V {
-        // SAFETY: `column + width <= n`, the bias's length.
+    unsafe fn biased<S: Simd>(&self, v: S::V, row: usize, column: usize, width: usize) -> S::V {
+        // SAFETY: `row < m`, `column + width <= n`, the lengths of scales and bias.
         unsafe {
+            let v = match self.epilogue.scales {
+                Some(scales) => {
+                    let columns = scales.columns.as_ptr().add(column);
+                    let columns = f32::load_up_to::<S>(columns, width);
+                    S::mul(v, S::mul(S::splat(*scales.rows.as_ptr().add(row)), columns))
+                }
+                None => v,
+            };
             match self.epilogue.bias {
                 Some(bias) => S::add(v, f32::load_up_to::<S>(bias.as_ptr().add(column), width)),
                 None => v,

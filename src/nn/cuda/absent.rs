@@ -7,13 +7,24 @@ use super::device::Memory;
 use super::{Epilogue, KernelChoice, Recording};
 use crate::nn::attention::Mask;
 use crate::nn::cpu::rows::Window;
+use crate::nn::fp8::Codes;
 use crate::nn::group_statistics::DeviceSums;
-use crate::nn::layers::{GroupNorm, Placement};
+use crate::nn::layers::{GroupNorm, LayerNorm, Placement, Then};
 use crate::nn::stored::Piece;
 
 type Answer = Option<Result<Tensor>>;
 
 pub(in crate::nn) fn linear(_: &[&Tensor], _: &Tensor, _: &Epilogue<'_>) -> Answer {
+    None
+}
+
+pub(in crate::nn) fn linear_e4m3(
+    _: &Tensor,
+    _: Option<&LayerNorm>,
+    _: &Codes,
+    _: Then,
+    _: Option<&Tensor>,
+) -> Answer {
     None
 }
 
@@ -103,6 +114,10 @@ pub(super) fn memory(_: &CudaDevice) -> Option<Memory> {
 }
 
 pub(super) fn watch_memory(_: &CudaDevice) {}
+
+pub(super) fn no_e4m3(_: &CudaDevice) -> Option<String> {
+    None
+}
 
 pub(super) fn release_cached(_: &CudaDevice) {}
 

@@ -4,6 +4,7 @@ use candle_core::{Device, Result, Tensor};
 
 use super::attention::Call as Attention;
 use super::convolution::Call as Convolution;
+use super::fp8::Call as LinearE4m3;
 use super::geometry::Kind;
 use super::linear::Call as Linear;
 use super::operand::taken;
@@ -11,7 +12,8 @@ use super::{Epilogue, elementwise, engine, norm, staging};
 use crate::nn::attention::Mask;
 use crate::nn::cpu::count_multiply_adds;
 use crate::nn::cpu::rows::Window;
-use crate::nn::layers::{GroupNorm, Placement};
+use crate::nn::fp8::Codes;
+use crate::nn::layers::{GroupNorm, LayerNorm, Placement, Then};
 use crate::nn::stored::Piece;
 
 type Answer = Option<Result<Tensor>>;
@@ -23,6 +25,19 @@ pub(in crate::nn) fn linear(parts: &[&Tensor], weight: &Tensor, epilogue: &Epilo
         parts.iter().map(|x| x.elem_count()).sum::<usize>() * weight.dim(0).unwrap_or(0),
     );
     let call = Linear::new(kind, parts, weight, epilogue);
+    Some(call.and_then(|call| engine::with(device, |engine| call.run(engine))))
+}
+
+/// `norm` (if any) of `x` `[..., k]`, by a weight `[n, k]` in e4m3; `then`, plus `residual`.
+pub(in crate::nn) fn linear_e4m3(
+    x: &Tensor,
+    norm: Option<&LayerNorm>,
+    weight: &Codes,
+    then: Then,
+    residual: Option<&Tensor>,
+) -> Answer {
+    let (device, kind) = taken(x)?;
+    let call = LinearE4m3::new(kind, x, norm, weight, then, residual);
     Some(call.and_then(|call| engine::with(device, |engine| call.run(engine))))
 }
 

@@ -53,6 +53,23 @@ pub(super) fn open(ordinal: usize, choice: KernelChoice) -> Result<Device> {
     Ok(Device::Cuda(device))
 }
 
+/// Why a card cannot multiply e4m3 with the speed that is its point; `None` if it can.
+pub(super) fn no_e4m3(device: &CudaDevice) -> Option<String> {
+    let stream = device.cuda_stream();
+    match stream.context().compute_capability() {
+        Ok(found) if found >= (8, 9) => {}
+        Ok((major, minor)) => {
+            return Some(format!(
+                "8-bit floats need compute capability 8.9 or newer, this card has {major}.{minor}"
+            ));
+        }
+        Err(error) => return Some(format!("the card does not tell what it can: {error}")),
+    }
+    // SAFETY: looks for the library.
+    let found = unsafe { cudarc::cublaslt::sys::is_culib_present() };
+    (!found).then(|| "8-bit floats need `libcublasLt.so.13`, which is not found".to_string())
+}
+
 fn pool(device: &CudaDevice) -> Option<sys::CUmemoryPool> {
     let stream = device.cuda_stream();
     stream.context().bind_to_thread().ok()?;

@@ -40,6 +40,15 @@ pub fn name(device: &Device) -> Option<String> {
     }
 }
 
+/// Why a card cannot multiply e4m3; `None` if it can, and for the CPU.
+#[must_use]
+pub fn no_e4m3(device: &Device) -> Option<String> {
+    match device {
+        Device::Cuda(device) => card::no_e4m3(device),
+        _ => None,
+    }
+}
+
 /// Bytes that may be allocated on a card; `None` for other devices and where the driver does not say.
 #[must_use]
 pub fn free_memory(device: &Device) -> Option<u64> {

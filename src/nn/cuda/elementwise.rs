@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor, bail};
 
 use super::engine::{Arg, Engine};
-use super::geometry::{Grid, Kind};
+use super::geometry::{Grid, Kind, ProductShape};
 use super::operand::{Operand, nullable, result};
 use crate::nn::combine::MOST_TERMS;
 
@@ -103,6 +103,31 @@ pub(super) fn finish(
     ];
     let grid = Grid::strided(rows * channels, engine.multiprocessors);
     engine.launch(&format!("finish_{}", kind.suffix()), grid, &args)
+}
+
+/// What a library left undone after a product `[m, n]` with bias: gating or activation, then `late` (a residual that the library has
+/// not added). The result has the dimensions `out`.
+pub(super) fn after_product(
+    engine: &mut Engine,
+    kind: Kind,
+    shape: &ProductShape,
+    product: Operand,
+    late: Option<&Operand>,
+    out: &[usize],
+) -> Result<Operand> {
+    if shape.geglu {
+        let out = result(engine.device(), kind, out)?;
+        geglu_pairs(engine, kind, &product, &out, [shape.m, shape.outputs()])?;
+        if let Some(residual) = late {
+            add(engine, kind, &out, residual)?;
+        }
+        return Ok(out);
+    }
+    if shape.activation != 0 || late.is_some() {
+        let size = [shape.m, shape.n];
+        finish(engine, kind, &product, late, size, shape.activation)?;
+    }
+    Operand::new(&Tensor::from(product).reshape(out)?)
 }
 
 /// A picture `[batch, height, width, channels]` twice as high and wide.

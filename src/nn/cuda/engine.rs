@@ -25,7 +25,7 @@ use super::lt::Lt;
 use super::operand::{Operand, uninitialised};
 use super::select::{self, Contest, Trial};
 use super::staging::Staging;
-use super::{attention, convolution, linear};
+use super::{attention, convolution, fp8, linear};
 
 /// Our kernels, file by file: name and fat binary.
 const KERNELS: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
@@ -91,6 +91,7 @@ pub(super) struct Engine {
     pub(super) lt: Option<Lt>,
     pub(super) dnn: Option<Dnn>,
     pub(super) linear: Plans<linear::Key, linear::Plan>,
+    pub(super) fp8: Plans<fp8::Key, fp8::Plan>,
     pub(super) convolutions: Plans<convolution::Key, convolution::Plan>,
     pub(super) attentions: Plans<(Kind, AttentionShape), attention::Plan>,
 }
@@ -159,6 +160,7 @@ impl Engine {
             lt,
             dnn,
             linear: HashMap::new(),
+            fp8: HashMap::new(),
             convolutions: HashMap::new(),
             attentions: HashMap::new(),
         })

@@ -8,7 +8,7 @@ use candle_core::{Result, Tensor, bail};
 use super::elementwise;
 use super::engine::{Arg, Engine};
 use super::geometry::{Kind, ProductShape, activation_number};
-use super::lt::{Addresses, Algorithm, Lt, Matmul};
+use super::lt::{Addresses, Algorithm, Factors, Lt, Matmul};
 use super::operand::{Operand, Parts, nullable, result};
 use super::{Epilogue, Second};
 use crate::nn::layers::Then;
@@ -144,6 +144,7 @@ impl Call {
         let mut at = Addresses {
             x: self.parts.x.address(),
             weight: self.weight.address(),
+            scales: [0, 0],
             bias: nullable(self.bias.as_ref()),
             residual: nullable(self.residual.as_ref()),
             out: product.address(),
@@ -162,26 +163,7 @@ impl Call {
             .residual
             .as_ref()
             .filter(|_| !self.key.matmul().residual);
-        if shape.geglu {
-            let out = result(engine.device(), kind, &self.out)?;
-            elementwise::geglu_pairs(engine, kind, &product, &out, [shape.m, shape.outputs()])?;
-            if let Some(residual) = late {
-                elementwise::add(engine, kind, &out, residual)?;
-            }
-            return Ok(out);
-        }
-        if shape.activation != 0 {
-            elementwise::finish(
-                engine,
-                kind,
-                &product,
-                late,
-                [shape.m, shape.n],
-                shape.activation,
-            )?;
-        }
-        let out = product.tensor().reshape(self.out.as_slice())?;
-        Operand::new(&out)
+        elementwise::after_product(engine, kind, &shape, product, late, &self.out)
     }
 }
 
@@ -210,6 +192,7 @@ impl Key {
     fn matmul(&self) -> Matmul {
         Matmul {
             kind: self.kind,
+            factors: Factors::OfKind,
             m: self.shape.m,
             n: self.shape.n,
             k: self.shape.channels[0],

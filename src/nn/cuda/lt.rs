@@ -44,10 +44,22 @@ impl Drop for Lt {
     }
 }
 
+/// The type of what is multiplied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Factors {
+    /// That of the result.
+    OfKind,
+    /// e4m3, whose sums are stored in f32.
+    E4m3,
+    /// e4m3, whose sums are multiplied by a scale per row and one per column.
+    E4m3Scaled,
+}
+
 /// `y = x wᵀ [+ bias] [+ residual]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Matmul {
     pub(super) kind: Kind,
+    pub(super) factors: Factors,
     pub(super) m: usize,
     pub(super) n: usize,
     pub(super) k: usize,
@@ -62,6 +74,8 @@ pub(super) struct Matmul {
 pub(super) struct Addresses {
     pub(super) x: u64,
     pub(super) weight: u64,
+    /// Of the weight's rows, then of x's; f32.
+    pub(super) scales: [u64; 2],
     pub(super) bias: u64,
     pub(super) residual: u64,
     pub(super) out: u64,
@@ -108,27 +122,45 @@ fn data_type(kind: Kind) -> sys::cudaDataType {
 impl Description {
     fn new(matmul: Matmul) -> Result<Self> {
         let kind = data_type(matmul.kind);
+        let e4m3 = sys::cudaDataType::CUDA_R_8F_E4M3;
+        let (input, output) = match matmul.factors {
+            Factors::OfKind => (kind, kind),
+            Factors::E4m3 => (e4m3, sys::cudaDataType::CUDA_R_32F),
+            Factors::E4m3Scaled => (e4m3, kind),
+        };
         // f32 stays f32: TF32 keeps 10 bits, too few for pictures to equal the CPU's.
         let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
         let wrap = |error: lt::CublasError| Error::wrap(error);
-        let apart = |rows: usize, columns: usize, stride: usize| {
+        let apart = |kind, rows: usize, columns: usize, stride: usize| {
             lt::create_matrix_layout(kind, rows as u64, columns as u64, stride as i64).map_err(wrap)
         };
-        let layout = |rows, columns| apart(rows, columns, rows);
+        let layout = |kind, rows, columns| apart(kind, rows, columns, rows);
         let description = Self {
             matmul: lt::create_matmul_desc(compute, sys::cudaDataType::CUDA_R_32F).map_err(wrap)?,
-            weight: apart(matmul.k, matmul.n, matmul.weight_stride)?,
-            x: layout(matmul.k, matmul.m)?,
-            out: layout(matmul.n, matmul.m)?,
+            weight: apart(input, matmul.k, matmul.n, matmul.weight_stride)?,
+            x: layout(input, matmul.k, matmul.m)?,
+            out: layout(output, matmul.n, matmul.m)?,
         };
         let transposed = cudarc::cublas::sys::cublasOperation_t::CUBLAS_OP_T;
         description.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &transposed)?;
+        if matmul.factors == Factors::E4m3Scaled {
+            let vectors =
+                sys::cublasLtMatmulMatrixScale_t::CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+            description.set(Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &vectors)?;
+            description.set(Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &vectors)?;
+        }
         if matmul.bias {
             let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
             description.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
             description.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &kind)?;
         }
         Ok(description)
+    }
+
+    /// Scales of the weight's rows and of x's.
+    fn scale(&self, [weight, x]: [u64; 2]) -> Result<()> {
+        self.set(Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &weight)?;
+        self.set(Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &x)
     }
 
     fn set<T>(&self, name: Attribute, value: &T) -> Result<()> {
@@ -142,7 +174,30 @@ impl Description {
 impl Lt {
     /// The library's suggestions for a shape, best first; none if it has none.
     pub(super) fn suggestions(&self, matmul: Matmul) -> Result<Vec<Algorithm>> {
-        let description = Description::new(matmul)?;
+        self.suggested(matmul, &Description::new(matmul)?)
+    }
+
+    /// [`Self::suggestions`] of a product with scales, which must be known to be asked for. A library or card that refuses such scales
+    /// has none.
+    pub(super) fn scaled_suggestions(
+        &self,
+        matmul: Matmul,
+        scales: [u64; 2],
+    ) -> Result<Vec<Algorithm>> {
+        let described = Description::new(matmul).and_then(|description| {
+            description.scale(scales)?;
+            Ok(description)
+        });
+        match described {
+            Ok(description) => self.suggested(matmul, &description),
+            Err(error) => {
+                tracing::debug!(%error, "cublasLt takes no scales of rows and columns");
+                Ok(Vec::new())
+            }
+        }
+    }
+
+    fn suggested(&self, matmul: Matmul, description: &Description) -> Result<Vec<Algorithm>> {
         let preference = lt::create_matmul_pref().map_err(Error::wrap)?;
         let mut found: Vec<sys::cublasLtMatmulHeuristicResult_t> = Vec::with_capacity(CANDIDATES);
         let mut count = 0;
@@ -197,6 +252,9 @@ impl Algorithm {
         let Some(library) = &engine.lt else {
             candle_core::bail!("an algorithm of cublasLt without the library")
         };
+        if self.matmul.factors == Factors::E4m3Scaled {
+            self.description.scale(at.scales)?;
+        }
         if self.matmul.bias {
             let pointer = Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
             self.description.set(pointer, &at.bias)?;

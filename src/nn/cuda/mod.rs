@@ -30,6 +30,8 @@ pub mod device;
 mod elementwise;
 #[cfg(feature = "cuda")]
 mod engine;
+#[cfg(feature = "cuda")]
+mod fp8;
 #[cfg(any(feature = "cuda", test))]
 mod geometry;
 #[cfg(feature = "cuda")]
@@ -56,7 +58,7 @@ use absent as measured;
 #[cfg(not(feature = "cuda"))]
 pub use absent::Replay;
 pub(super) use bodies::{
-    combine, concat_channels, conv2d, cross_attention, group_norm, layer_norm, linear,
+    combine, concat_channels, conv2d, cross_attention, group_norm, layer_norm, linear, linear_e4m3,
     self_attention, upload,
 };
 pub use choice::KernelChoice;

@@ -44,11 +44,7 @@ impl UpscalerSlot {
         };
         Self {
             kept: Arc::default(),
-            place: Placement {
-                device,
-                dtype,
-                circular: Arc::default(),
-            },
+            place: Placement::new(device, dtype),
             memory_left,
         }
     }
