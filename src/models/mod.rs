@@ -10,11 +10,13 @@ pub mod esrgan;
 pub mod taesd;
 pub mod unet;
 mod unet_blocks;
+mod unet_conditioning;
 pub mod vae;
 
 pub use approx::VaeApprox;
 pub use clip::{TextTower, TowerOutput};
 pub use esrgan::Esrgan;
 pub use taesd::Taesd;
-pub use unet::{Conditioning, Unet};
+pub use unet::Unet;
+pub use unet_conditioning::Conditioning;
 pub use vae::Vae;
