@@ -26,6 +26,12 @@ const K_BLOCK: usize = 2048;
 /// Rows a task takes at most, so that its part of `a` is still in a shared cache for the next panel.
 const ROWS_PER_TASK: usize = 2048;
 
+/// Bytes of a panel that are asked for ahead of their use. Left to itself the processor falls behind, a few percent, where a panel comes
+/// from the second cache.
+const AHEAD: usize = 2048;
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
 /// What happens to a finished sum before it is stored.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Epilogue<'a, E> {
@@ -382,6 +388,9 @@ pub(crate) unsafe fn micro<S: Simd, E: Element, const MR: usize>(
         let a = *a;
         let mut b = b;
         for i in 0..groups {
+            for line in 0..NV * S::LANES * size_of::<f32>() / LINE {
+                S::fetch(b.cast::<u8>().wrapping_add(AHEAD + line * LINE));
+            }
             let columns: [S::V; NV] = [
                 E::groups::<S>(b),
                 E::groups::<S>(b.add(S::LANES * E::GROUP)),

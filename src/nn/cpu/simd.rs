@@ -33,6 +33,10 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// The register.
     type V: Copy;
 
+    /// Asks for the cache line at `p`, which need not be valid.
+    #[inline(always)]
+    unsafe fn fetch(_: *const u8) {}
+
     unsafe fn splat(x: f32) -> Self::V;
     unsafe fn load(p: *const f32) -> Self::V;
     unsafe fn store(p: *mut f32, v: Self::V);

@@ -2,11 +2,11 @@
 
 use std::arch::x86_64::{
     __m128, __m128i, __m256, __m256bh, __m256i, __m512, __m512bh, __m512i, _CMP_UNORD_Q,
-    _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm_add_ps, _mm_cvtss_f32, _mm_loadu_si128,
-    _mm_max_ps, _mm_movehl_ps, _mm_shuffle_ps, _mm_storeu_si128, _mm256_add_epi32, _mm256_add_ps,
-    _mm256_and_ps, _mm256_and_si256, _mm256_blendv_epi8, _mm256_castps_si256,
-    _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cmp_ps,
-    _mm256_cvtepu16_epi32, _mm256_cvtps_epi32, _mm256_div_ps, _mm256_extractf128_ps,
+    _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T0, _mm_add_ps, _mm_cvtss_f32,
+    _mm_loadu_si128, _mm_max_ps, _mm_movehl_ps, _mm_prefetch, _mm_shuffle_ps, _mm_storeu_si128,
+    _mm256_add_epi32, _mm256_add_ps, _mm256_and_ps, _mm256_and_si256, _mm256_blendv_epi8,
+    _mm256_castps_si256, _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_castsi256_si128,
+    _mm256_cmp_ps, _mm256_cvtepu16_epi32, _mm256_cvtps_epi32, _mm256_div_ps, _mm256_extractf128_ps,
     _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_mask_storeu_epi16,
     _mm256_maskload_ps, _mm256_maskstore_ps, _mm256_maskz_loadu_epi16, _mm256_max_ps,
     _mm256_min_ps, _mm256_mul_ps, _mm256_packus_epi32, _mm256_permute4x64_epi64, _mm256_round_ps,
@@ -44,8 +44,13 @@ macro_rules! avx512 {
     ($set:ident: $($own:tt)*) => {
         impl Simd for $set {
             const LANES: usize = 16;
-            const MR: usize = 8;
+            const MR: usize = 12;
             type V = __m512;
+            #[inline(always)]
+            unsafe fn fetch(p: *const u8) {
+                // SAFETY: a hint, which any address may be given to.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+            }
             intrinsics! {
                 splat(x: f32) -> __m512 = _mm512_set1_ps(x);
                 load(p: *const f32) -> __m512 = _mm512_loadu_ps(p);
