@@ -181,9 +181,10 @@ fn place(args: &BenchArgs, config: &Config) -> Result<Placement, Stop> {
     settings.device = args.device.clone().unwrap_or(settings.device);
     settings.dtype = args.dtype.unwrap_or(settings.dtype);
     // Of several devices the first.
-    let open = PipelineBackend::on_each(&settings)
-        .map_err(Stop::usage)?
-        .swap_remove(0);
+    let devices = PipelineBackend::on_each(&settings).map_err(Stop::usage)?;
+    let Some(open) = devices.into_iter().next() else {
+        return Err(Stop::usage_text("no device to measure"));
+    };
     let backend = open().map_err(Stop::usage)?;
     let (device, dtype) = backend.device_and_dtype();
     Ok(Placement::new(device, dtype))

@@ -4,22 +4,15 @@
 //! e4m3; it saves no memory there. On a card weights are bytes. Invariant: as [`super::weight`]: rows are written where they
 //! lie, and a row's own values leave it as it was, bit by bit.
 
-use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, DType, Layout, Result, Shape, Tensor, WithDType, bail,
-};
-use half::bf16;
+use candle_core::{DType, Result, Tensor, bail};
 
-use super::block_cache::buffer;
 use super::cpu::Isa;
-use super::cpu::gemm::{Epilogue, Scales, gemm};
 use super::cpu::math::Activation;
 use super::cpu::packed::{Columns, Layout as PackedLayout, Packed};
-use super::cpu::rows::Rows;
-use super::kernels::{Fused, output, values, with_type};
 use super::layers::{LayerNorm, Linear, Placement, Then};
 use super::stored::{Stored, widened};
 use super::weight::{RowOrder, Weight, check, overwrite};
-use super::{cuda, e4m3};
+use super::{cuda, e4m3, kernels};
 
 /// How linear layers over tokens store their weights. All else has the type of the activations.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -194,9 +187,9 @@ impl Scaled {
                 scales,
                 bias,
             } => {
-                let op = Product {
+                let op = kernels::Linear {
                     weight,
-                    scales,
+                    scales: Some(scales),
                     bias: bias.as_deref(),
                     activation: match then {
                         Then::Activate(activation) => activation,
@@ -246,11 +239,7 @@ impl Linear {
         bias: Option<&[f32]>,
         then: Then,
     ) -> Result<Self> {
-        let columns = match then {
-            Then::Geglu => Columns::Geglu,
-            Then::Activate(_) => Columns::Plain,
-        };
-        let weight = Scaled::new(place, &widened(pieces), outputs, bias, columns)?;
+        let weight = Scaled::new(place, &widened(pieces), outputs, bias, then.columns())?;
         Ok(Self {
             weight: Weight::Scaled(Box::new(weight)),
             then,
@@ -267,72 +256,6 @@ impl Linear {
             Weight::Scaled(weight) => weight.forward(x, Some(norm), self.then, None),
             _ => self.forward(&norm.forward(x)?),
         }
-    }
-}
-
-/// The product of a layer on the CPU.
-struct Product<'a> {
-    weight: &'a Packed,
-    scales: &'a [f32],
-    bias: Option<&'a [f32]>,
-    activation: Activation,
-}
-
-impl Product<'_> {
-    fn run<E: Fused + WithDType>(
-        &self,
-        x: &CpuStorage,
-        layout: &Layout,
-        residual: Option<&[E]>,
-    ) -> Result<(CpuStorage, Shape)> {
-        let x = values::<E>(x, layout)?;
-        let inputs = self.weight.inputs();
-        let mut shape = layout.dims().to_vec();
-        if inputs == 0 || shape.pop() != Some(inputs) {
-            bail!(
-                "linear: {:?} by a weight of {inputs} inputs",
-                layout.shape()
-            );
-        }
-        shape.push(self.weight.outputs());
-        let (x, scales) = e4m3::quantised(x, inputs);
-        let mut out = buffer(scales.len() * self.weight.outputs());
-        let epilogue = Epilogue {
-            scales: Some(Scales {
-                rows: &scales,
-                columns: self.scales,
-            }),
-            bias: self.bias,
-            activation: self.activation,
-            residual,
-            ..Epilogue::default()
-        };
-        gemm(Rows::Matrix(&x), self.weight, epilogue, &mut out);
-        Ok(output(out, shape))
-    }
-}
-
-impl CustomOp1 for Product<'_> {
-    fn name(&self) -> &'static str {
-        "linear_e4m3"
-    }
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        with_type!(x, E => self.run::<E>(x, layout, None))
-    }
-}
-
-impl CustomOp2 for Product<'_> {
-    fn name(&self) -> &'static str {
-        "linear_e4m3_residual"
-    }
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        lx: &Layout,
-        r: &CpuStorage,
-        lr: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        with_type!(x, E => self.run::<E>(x, lx, Some(values(r, lr)?)))
     }
 }
 

@@ -13,11 +13,12 @@ use super::block_cache::buffer;
 use super::cpu::Isa;
 use super::cpu::attention::{self, Heads};
 use super::cpu::element::Element;
-use super::cpu::gemm::{Epilogue, gemm};
+use super::cpu::gemm::{Epilogue, Scales, gemm};
 use super::cpu::math::Activation;
 use super::cpu::norm::{self, Groups};
 use super::cpu::packed::Packed;
 use super::cpu::rows::{Part, Rows, Window};
+use super::e4m3;
 
 /// A type of activations that has fused bodies.
 pub(super) trait Fused: Element + WithDType {}
@@ -102,6 +103,8 @@ pub(super) enum Second {
 /// `activation(x · wᵀ + b) [+ residual]` over the last axis.
 pub(super) struct Linear<'a> {
     pub(super) weight: &'a Packed,
+    /// Scales of the outputs of a weight in e4m3, with which the input's rows are rounded to e4m3 too.
+    pub(super) scales: Option<&'a [f32]>,
     pub(super) bias: Option<&'a [f32]>,
     pub(super) activation: Activation,
 }
@@ -117,7 +120,7 @@ impl Linear<'_> {
         let Some(&inputs) = layout.dims().last() else {
             bail!("linear: scalar input")
         };
-        if inputs != self.weight.inputs() {
+        if inputs == 0 || inputs != self.weight.inputs() {
             bail!(
                 "linear: {} inputs, weight takes {}",
                 inputs,
@@ -126,7 +129,15 @@ impl Linear<'_> {
         }
         let outputs = self.weight.outputs();
         let mut out = buffer(x.len() / inputs * outputs);
+        let quantised = self
+            .scales
+            .map(|columns| (columns, e4m3::quantised(x, inputs)));
+        let (x, scales) = match &quantised {
+            Some((columns, (x, rows))) => (x.as_slice(), Some(Scales { rows, columns })),
+            None => (x, None),
+        };
         let epilogue = Epilogue {
+            scales,
             bias: self.bias,
             activation: self.activation,
             residual,

@@ -90,6 +90,16 @@ pub enum Then {
     Geglu,
 }
 
+impl Then {
+    /// How a packed weight's columns lie for it.
+    pub(super) fn columns(self) -> Columns {
+        match self {
+            Self::Geglu => Columns::Geglu,
+            Self::Activate(_) => Columns::Plain,
+        }
+    }
+}
+
 /// `x wᵀ + b` over the last axis, and what follows it.
 #[derive(Debug, Clone)]
 pub struct Linear {
@@ -124,13 +134,8 @@ impl Linear {
         bias: Option<&[f32]>,
         then: Then,
     ) -> Result<Self> {
-        let columns = if then == Then::Geglu {
-            Columns::Geglu
-        } else {
-            Columns::Plain
-        };
         let len: usize = pieces.iter().map(Stored::len).sum();
-        let layout = (columns, len / outputs.max(1));
+        let layout = (then.columns(), len / outputs.max(1));
         let weight = Weight::new(place, pieces, outputs, bias, layout)?;
         let origins = Vec::new();
         Ok(Self {
@@ -191,6 +196,7 @@ impl Linear {
         };
         kernels::Linear {
             weight,
+            scales: None,
             bias,
             activation,
         }
